@@ -1,0 +1,1 @@
+"""Vocabulary, sources, preprocessing, packing and reading of data."""

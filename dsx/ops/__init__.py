@@ -1,0 +1,1 @@
+"""Parameter-free functions: the mathematics, one idea a file."""

@@ -1,0 +1,1 @@
+"""Mesh, sharding and the communication between devices."""

@@ -1,0 +1,1 @@
+"""Schedules, optimizer, losses, state, step, checkpoints, metrics, loop."""

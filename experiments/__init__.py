@@ -1,0 +1,1 @@
+"""One absl binary per job."""
