@@ -1,0 +1,186 @@
+"""DeepSeek-V2-Lite, V2, V3, V3.1 and R1: one model, five configurations.
+
+DeepSeek-V3 section 2. `DeepSeek.__call__` returns logits; training calls
+`features`, which stops before the output head so that the logits of a large
+vocabulary are never held whole (`training/losses.py`).
+
+Legend (parallel/axes.py): B batch, L length, D model, V vocabulary,
+E experts.
+"""
+
+import chex
+from flax import linen as nn
+from jax import lax
+import jax.numpy as jnp
+
+from dsx.models import config as config_lib
+from dsx.models import layers
+from dsx.models import mtp
+from dsx.models import transformer
+from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import rope
+from dsx.parallel import axes
+
+
+class Embedding(nn.Module):
+  """Rows of a [V, D] table."""
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+
+  @nn.compact
+  def __call__(self, tokens):
+    """Looks up tokens [B, L]; returns [B, L, D] in the compute dtype."""
+    c = self.config
+    table = self.param(
+      "embedding",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(c.initializer_range), (axes.VOCAB, axes.EMBED)
+      ),
+      (c.vocab_size, c.hidden_size),
+      jnp.dtype(self.dtypes.param),
+    )
+    names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+    rows = table.astype(self.dtypes.compute)[tokens]
+    return nn.with_logical_constraint(rows, names)
+
+
+class Head(nn.Module):
+  """The output head [D, V], shared by the main model and every MTP module."""
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+
+  def setup(self):
+    """Declares the kernel."""
+    c = self.config
+    self.kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(c.initializer_range), (axes.EMBED, axes.VOCAB)
+      ),
+      (c.hidden_size, c.vocab_size),
+      jnp.dtype(self.dtypes.param),
+    )
+
+  def __call__(self, hidden):
+    """Logits float32 [B, L, V] of hidden [B, L, D]."""
+    compute = self.dtypes.compute
+    logits = lax.dot_general(
+      hidden.astype(compute),
+      self.kernel.astype(compute),
+      (((hidden.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    names = (axes.BATCH, axes.LENGTH, axes.ACT_VOCAB)
+    return nn.with_logical_constraint(logits, names)
+
+
+class DeepSeek(nn.Module):
+  """The language model, main layers and MTP modules.
+
+  Attributes:
+    config: what the model is.
+    dtypes: which numbers have which precision.
+    execution: how it is run.
+  """
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+
+  def setup(self):
+    """Declares the parts in the order of figure 2 and figure 3."""
+    c, parts = self.config, (self.config, self.dtypes)
+    dense = c.first_k_dense_replace
+    self.embed_tokens = Embedding(*parts)
+    if dense:
+      self.dense_layers = transformer.Stack(
+        c, True, dense, self.dtypes, self.execution
+      )
+    if c.num_moe_layers:
+      self.moe_layers = transformer.Stack(
+        c, False, c.num_moe_layers, self.dtypes, self.execution
+      )
+    self.norm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+    self.lm_head = Head(*parts)
+    self.mtp = [
+      mtp.MTP(c, self.dtypes, self.execution)
+      for _ in range(c.num_nextn_predict_layers)
+    ]
+
+  def __call__(self, tokens, positions=None, segment_ids=None):
+    """Next-token logits.
+
+    Args:
+      tokens: int32 [B, L].
+      positions: int32 [B, L]; default 0 to L-1.
+      segment_ids: int32 [B, L]; tokens attend within their segment alone.
+
+    Returns:
+      (logits float32 [B, L, V], aux). aux has the keys of `features`, and
+      `mtp_logits`, a tuple of one [B, L, V] per MTP module: row i of module
+      k predicts token i+k+1 (the last k rows have no input and mean nothing).
+    """
+    aux = self.features(tokens, positions, segment_ids)
+    aux["mtp_logits"] = tuple(self.lm_head(h) for h in aux["mtp_hidden"])
+    return self.lm_head(aux["hidden"]), aux
+
+  def features(self, tokens, positions=None, segment_ids=None):
+    """Everything below the output head.
+
+    Args:
+      tokens: int32 [B, L].
+      positions: int32 [B, L]; default 0 to L-1.
+      segment_ids: optional int32 [B, L].
+
+    Returns:
+      A dict of
+        hidden: [B, L, D], after the final norm; input of the output head.
+        mtp_hidden: tuple of [B, L, D], the same for each MTP module.
+        load: float32 [M, E], tokens per expert of each expert layer, MTP
+          modules last; M is 0 for a model without experts.
+        balance_loss: float32 [B], eq. 17 without alpha, summed over layers.
+    """
+    chex.assert_rank(tokens, 2)
+    c = self.config
+    if positions is None:
+      positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+      positions = jnp.broadcast_to(positions[None, :], tokens.shape)
+    rotation = rope.cos_sin(
+      positions, c.qk_rope_head_dim, c.rope_theta, c.rope_scaling
+    )
+    x = self.embed_tokens(tokens)
+    loads = jnp.zeros((0, c.n_routed_experts), jnp.float32)
+    balance = jnp.zeros(tokens.shape[:1], jnp.float32)
+    if c.first_k_dense_replace:
+      x, _ = self.dense_layers(x, rotation, segment_ids, None)
+    if c.num_moe_layers:
+      x, aux = self.moe_layers(x, rotation, segment_ids, None)
+      loads, balance = aux["load"], aux["balance_loss"].sum(0)
+    hidden = self.norm(x)
+    previous = hidden if c.mtp_hidden == "post_norm" else x
+    mtp_hidden = []
+    for k, module in enumerate(self.mtp, start=1):
+      shifted, mask = _shift(tokens, k)
+      x, normed, aux = module(
+        previous, self.embed_tokens(shifted), rotation, segment_ids, mask
+      )
+      previous = normed if c.mtp_hidden == "post_norm" else x
+      mtp_hidden.append(normed)
+      loads = jnp.concatenate([loads, aux["load"][None, :]])
+      balance = balance + aux["balance_loss"]
+    return {
+      "hidden": hidden,
+      "mtp_hidden": tuple(mtp_hidden),
+      "load": loads,
+      "balance_loss": balance,
+    }
+
+
+def _shift(tokens, k: int):
+  """Token i+k at position i, and whether there is one (bool [B, L])."""
+  shifted = jnp.roll(tokens, -k, axis=1)
+  mask = jnp.arange(tokens.shape[1]) < tokens.shape[1] - k
+  mask = jnp.broadcast_to(mask[None, :], tokens.shape)
+  return jnp.where(mask, shifted, 0), mask

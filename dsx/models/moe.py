@@ -1,0 +1,143 @@
+"""DeepSeekMoE: shared and routed experts, balanced by a bias.
+
+DeepSeek-V3 section 2.1.2, eq. 12 to 20. Nothing is dropped.
+
+Legend (parallel/axes.py): B batch, L length, D model, T = B*L tokens,
+E experts, K experts per token, F feed-forward of one expert.
+"""
+
+import chex
+from flax import linen as nn
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from dsx.models import config as config_lib
+from dsx.models import layers
+from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import grouped_matmul
+from dsx.ops import routing
+from dsx.parallel import axes
+from dsx.parallel import expert
+
+
+class Router(nn.Module):
+  """Affinities of tokens and experts, and the bias that steers selection.
+
+  The bias lives in its own collection `router_bias`: the optimizer never sees
+  it, no gradient, decay or clipping touches it, and it stays float32 because
+  steps of gamma = 0.001 vanish in bfloat16 at 0.5.
+  """
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+
+  @nn.compact
+  def __call__(self, x):
+    """Returns affinities float32 [B, L, E] and the bias [E] (or None)."""
+    c = self.config
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(c.initializer_range), (axes.EMBED, axes.ROUTER)
+      ),
+      (x.shape[-1], c.n_routed_experts),
+      jnp.dtype(self.dtypes.param),
+    )
+    logits = lax.dot_general(
+      x.astype(self.dtypes.router),
+      kernel.astype(self.dtypes.router),
+      (((2,), (0,)), ((), ())),
+      precision=lax.Precision.HIGHEST,
+    )
+    scores = routing.affinities(logits, c.scoring_func)
+    if not c.has_router_bias:
+      return scores, None
+    bias = self.variable(
+      "router_bias",
+      "e_score_correction_bias",
+      lambda: jnp.zeros((c.n_routed_experts,), jnp.float32),
+    )
+    return scores, bias.value
+
+
+class Experts(nn.Module):
+  """The routed experts: E feed-forwards, each over its own rows."""
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+
+  def _kernel(self, name, shape, names):
+    init = nn.initializers.normal(self.config.initializer_range)
+    return self.param(
+      name,
+      nn.with_logical_partitioning(init, names),
+      shape,
+      jnp.dtype(self.dtypes.param),
+    ).astype(self.dtypes.compute)
+
+  @nn.compact
+  def __call__(self, x, index, weight):
+    """Maps tokens x [T, D] through their experts (eq. 12's second sum)."""
+    c = self.config
+    n, d, f = c.n_routed_experts, x.shape[-1], c.moe_intermediate_size
+    into = (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
+    out = (axes.EXPERTS, axes.EXPERT_MLP, axes.EMBED)
+    gate = self._kernel("gate_proj", (n, d, f), into)
+    up = self._kernel("up_proj", (n, d, f), into)
+    down = self._kernel("down_proj", (n, f, d), out)
+
+    def experts(x, index, weight, gate, up, down):
+      rows, sizes, order = expert.dispatch(x, index, n)
+      rows = checkpoint_name(rows, "dispatched")
+
+      def matmul(rows, kernels):
+        return grouped_matmul.grouped_matmul(
+          rows, kernels, sizes, impl=self.execution.grouped_matmul
+        )
+
+      hidden = layers.swiglu(matmul(rows, gate), matmul(rows, up))
+      return expert.combine(matmul(hidden, down), weight, order)
+
+    return expert.over_batch(experts)(x, index, weight, gate, up, down)
+
+
+class MoE(nn.Module):
+  """Router, routed experts and the shared experts, fused into one SwiGLU."""
+
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+
+  @nn.compact
+  def __call__(self, x, mask=None):
+    """Applies the layer.
+
+    Args:
+      x: [B, L, D], normalised hidden states.
+      mask: optional bool [B, L] of the tokens that count for balance.
+
+    Returns:
+      ([B, L, D], aux) with aux `load` float32 [E], tokens that chose each
+      expert, and `balance_loss` float32 [B], eq. 17 without alpha.
+    """
+    chex.assert_rank(x, 3)
+    c = self.config
+    scores, bias = Router(c, self.dtypes, name="gate")(x)
+    flat_mask = None if mask is None else mask.reshape(-1)
+    routed = routing.route(
+      scores.reshape(-1, c.n_routed_experts), bias, c, mask=flat_mask
+    )
+    experts = Experts(c, self.dtypes, self.execution, name="experts")
+    tokens = x.reshape(-1, x.shape[-1])
+    y = experts(tokens, routed.index, routed.weight).reshape(x.shape)
+    if c.n_shared_experts:
+      y = y + layers.SwiGLU(
+        c.moe_intermediate_size * c.n_shared_experts,
+        c.initializer_range,
+        self.dtypes,
+        name="shared_experts",
+      )(x)
+    balance = routing.balance_loss(scores, c.num_experts_per_tok, mask=mask)
+    return y, {"load": routed.load, "balance_loss": balance}

@@ -1,0 +1,100 @@
+"""The transformer block and the stack: dense layers first, then experts.
+
+DeepSeek-V3 section 2.1 and figure 2: pre-norm attention and feed-forward
+around one residual stream. Layers of a kind share one scanned body, so that
+61 layers compile like two; their parameters are stacked on a leading axis.
+
+Legend (parallel/axes.py): B batch, L length, D model, E experts.
+"""
+
+from flax import linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from dsx.models import config as config_lib
+from dsx.models import layers
+from dsx.models import mla
+from dsx.models import moe
+from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import axes
+
+# What `remat='paper'` keeps (section 3.2.3): latents rather than the MLA
+# up-projections, SwiGLU's inputs rather than its output, no RMSNorm output.
+SAVED = (
+  "latent",
+  "attention_output",
+  "residual",
+  "swiglu_input",
+  "dispatched",
+)
+
+
+class Block(nn.Module):
+  """One layer: attention, then a dense or an expert feed-forward."""
+
+  config: config_lib.DeepSeekConfig
+  dense: bool
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+
+  @nn.compact
+  def __call__(self, x, rotation, segment_ids=None, mask=None):
+    """Maps x [B, L, D] to ([B, L, D], aux of `moe.MoE`, {} if dense)."""
+    c = self.config
+
+    def norm(name):
+      return layers.RMSNorm(c.rms_norm_eps, self.dtypes, name=name)
+
+    attend = mla.MLA(c, self.dtypes, self.execution, name="self_attn")
+    x = x + attend(norm("input_layernorm")(x), rotation, segment_ids)
+    x = checkpoint_name(x, "residual")
+    normed = norm("post_attention_layernorm")(x)
+    if self.dense:
+      y = layers.SwiGLU(
+        c.intermediate_size, c.initializer_range, self.dtypes, name="mlp"
+      )(normed)
+      aux = {}
+    else:
+      experts = moe.MoE(c, self.dtypes, self.execution, name="mlp")
+      y, aux = experts(normed, mask)
+    names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+    return nn.with_logical_constraint(x + y, names), aux
+
+
+def rematerialised(execution: config_lib.Execution):
+  """`Block` under the rematerialisation policy of `execution`."""
+  if execution.remat == "none":
+    return Block
+  policies = jax.checkpoint_policies
+  policy = (
+    policies.nothing_saveable
+    if execution.remat == "full"
+    else policies.save_only_these_names(*SAVED)
+  )
+  return nn.remat(Block, policy=policy, prevent_cse=execution.unroll_layers)
+
+
+class Stack(nn.Module):
+  """`length` blocks of one kind, scanned; parameters are [length, ...]."""
+
+  config: config_lib.DeepSeekConfig
+  dense: bool
+  length: int
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+
+  @nn.compact
+  def __call__(self, x, rotation, segment_ids=None, mask=None):
+    """Maps x [B, L, D] to ([B, L, D], aux with a leading layer axis)."""
+    scanned = nn.scan(
+      rematerialised(self.execution),
+      variable_axes={"params": 0, "router_bias": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+      length=self.length,
+      unroll=self.length if self.execution.unroll_layers else 1,
+      metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+    )
+    block = scanned(self.config, self.dense, self.dtypes, self.execution)
+    nn.share_scope(self, block)
+    return block(x, rotation, segment_ids, mask)

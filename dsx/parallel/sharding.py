@@ -1,0 +1,201 @@
+"""From logical axis names to mesh axes: the rules, checked.
+
+Three strategies for parameters and optimizer state:
+
+  replicated     every device holds everything (plain data parallel)
+  zero1          parameters replicated, optimizer state spread over
+                 node x local (DeepSeek-V3's own, section 3.2)
+  fully_sharded  both spread over node x local
+
+Tensor parallelism is on whenever the mesh's `tensor` axis is larger than 1,
+with any of them.
+"""
+
+import contextlib
+import dataclasses
+from typing import Literal
+
+from flax import linen as nn
+from flax.core import meta
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from dsx.parallel import axes
+
+Rules = tuple[tuple[str, tuple[str, ...] | str | None], ...]
+
+_TENSOR: Rules = (
+  (axes.HEADS, axes.TENSOR),
+  (axes.MLP, axes.TENSOR),
+  (axes.EXPERT_MLP, axes.TENSOR),
+  (axes.VOCAB, axes.TENSOR),
+)
+_REPLICATED: Rules = (
+  *_TENSOR,
+  (axes.LAYERS, None),
+  (axes.EMBED, None),
+  (axes.LATENT, None),
+  (axes.LATENT_IN, None),
+  (axes.EXPERTS, None),
+  (axes.ROUTER, None),
+  (axes.NORM, None),
+)
+_SPREAD: Rules = (
+  (axes.EMBED, (axes.NODE, axes.LOCAL)),
+  (axes.LATENT_IN, (axes.NODE, axes.LOCAL)),
+  *(r for r in _REPLICATED if r[0] not in (axes.EMBED, axes.LATENT_IN)),
+)
+_ACTIVATIONS: Rules = (
+  (axes.BATCH, axes.BATCH_MESH_AXES),
+  (axes.LENGTH, axes.CONTEXT),
+  (axes.ACT_EMBED, None),
+  (axes.ACT_HEADS, axes.TENSOR),
+  (axes.ACT_MLP, axes.TENSOR),
+  (axes.ACT_VOCAB, axes.TENSOR),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharding:
+  """Where parameters, optimizer state and activations live.
+
+  Attributes:
+    strategy: `replicated`, `zero1` or `fully_sharded`.
+    overrides: further (logical axis, mesh axes) pairs that replace the
+      strategy's own for parameters and optimizer state alike.
+  """
+
+  strategy: Literal["replicated", "zero1", "fully_sharded"] = "fully_sharded"
+  overrides: tuple[tuple[str, str | None], ...] = ()
+
+  def __post_init__(self):
+    if self.strategy not in ("replicated", "zero1", "fully_sharded"):
+      raise ValueError(
+        f"strategy={self.strategy!r}: expected replicated, zero1 or "
+        "fully_sharded; fix sharding.Sharding.strategy"
+      )
+
+  def _with_overrides(self, rules: Rules) -> Rules:
+    replaced = {name for name, _ in self.overrides}
+    kept = tuple(rule for rule in rules if rule[0] not in replaced)
+    return (*self.overrides, *kept)
+
+  @property
+  def parameters(self) -> Rules:
+    """Rules for parameters."""
+    spread = self.strategy == "fully_sharded"
+    return self._with_overrides(_SPREAD if spread else _REPLICATED)
+
+  @property
+  def optimizer(self) -> Rules:
+    """Rules for optimizer state."""
+    spread = self.strategy != "replicated"
+    return self._with_overrides(_SPREAD if spread else _REPLICATED)
+
+  @property
+  def activations(self) -> Rules:
+    """Rules for activations."""
+    return _ACTIVATIONS
+
+
+def spec(names, rules: Rules) -> PartitionSpec:
+  """Mesh axes of an array whose dimensions bear the logical `names`.
+
+  Raises:
+    ValueError: for a name without a rule, or if two dimensions would lie on
+      the same mesh axis.
+
+  >>> spec(("vocab", "embed"), _SPREAD)
+  PartitionSpec('tensor', ('node', 'local'))
+  """
+  table = dict(rules)
+  parts, taken = [], {}
+  for name in names:
+    if name is not None and name not in table:
+      raise ValueError(
+        f"logical axis {name!r} has no rule; known: {sorted(table)}"
+      )
+    part = table[name] if name is not None else None
+    parts.append(part)
+    for mesh_axis in (part,) if isinstance(part, str) else part or ():
+      if mesh_axis in taken:
+        raise ValueError(
+          f"logical axes {taken[mesh_axis]!r} and {name!r} of one array "
+          f"{tuple(names)} both lie on mesh axis {mesh_axis!r}; give one of "
+          "them another axis in sharding.Sharding.overrides"
+        )
+      taken[mesh_axis] = name
+  return PartitionSpec(*parts)
+
+
+def _logical_names(leaf):
+  names = leaf.names if isinstance(leaf, meta.AxisMetadata) else None
+  return names
+
+
+def _is_boxed(leaf) -> bool:
+  return isinstance(leaf, meta.AxisMetadata)
+
+
+def shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh):
+  """NamedShardings of a tree of boxed (logically partitioned) shapes.
+
+  Args:
+    boxed: variables from `jax.eval_shape(model.init, ...)`, still boxed;
+      leaves without names are replicated.
+    rules: logical to mesh axes.
+    mesh: the device mesh.
+
+  Returns:
+    A tree like the unboxed variables.
+
+  Raises:
+    ValueError: if a dimension does not divide by its mesh axes.
+  """
+
+  def leaf(path, x):
+    names = _logical_names(x)
+    if names is None:
+      return NamedSharding(mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, spec(names, rules))
+    _check_divides(jax.tree_util.keystr(path), x.unbox().shape, sharding)
+    return sharding
+
+  return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=_is_boxed)
+
+
+def _check_divides(path: str, shape, sharding: NamedSharding) -> None:
+  for dim, part in zip(shape, sharding.spec, strict=False):
+    names = (part,) if isinstance(part, str) else part or ()
+    pieces = 1
+    for name in names:
+      pieces *= sharding.mesh.shape[name]
+    if dim % pieces:
+      raise ValueError(
+        f"{path} has shape {tuple(shape)}: its dimension {dim} does not "
+        f"divide over mesh axes {names} of {pieces} devices; change the mesh "
+        "or sharding.Sharding"
+      )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
+  """Sharding of [..., B, L]: B over the batch axes after `leading` axes."""
+  parts = (None,) * leading + (axes.BATCH_MESH_AXES,)
+  return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+@contextlib.contextmanager
+def use(mesh: jax.sharding.Mesh, rules: Rules):
+  """Makes `mesh` and the activations' `rules` current while tracing.
+
+  `jax.set_mesh`, because under the old `with mesh:` Linen drops logical
+  constraints silently.
+  """
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    yield

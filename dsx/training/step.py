@@ -1,0 +1,167 @@
+"""One optimizer step: micro-batches, update, router biases.
+
+Pure functions, jitted once per run. Gradients, losses and expert loads of
+micro-batches add up to those of the global batch, so that neither the number
+of devices nor the number of micro-batches changes a step (beyond rounding).
+The bias step sees the loads of the whole batch, once per optimizer step;
+evaluation and recomputation never reach it.
+
+Legend (parallel/axes.py): B batch, L length, E experts; M micro-batches.
+"""
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from dsx.models import deepseek
+from dsx.ops import routing
+from dsx.training import losses
+from dsx.training import optimizer as optimizer_lib
+from dsx.training import state as state_lib
+
+
+def denominators(batch, micro_batches):
+  """What the sums over a global batch [M, B, L+1] are divided by."""
+  used = jnp.arange(batch["tokens"].shape[0]) < micro_batches  # [M]
+  masks = jax.vmap(lambda b: losses.target_mask(b, 0))(batch)
+  targets = (masks.sum((1, 2)) * used).sum()
+  sequences = used.sum() * batch["tokens"].shape[1]
+  return {
+    "targets": jnp.maximum(targets, 1).astype(jnp.float32),
+    "sequences": sequences.astype(jnp.float32),
+  }
+
+
+def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
+  """Gradients and metrics of a global batch, accumulated over micro-batches.
+
+  Args:
+    model: the model.
+    params: parameters.
+    router_bias: router biases.
+    batch: leaves [M, B, L+1]; only the first `micro_batches` of M count.
+    scalars: `mtp_weight`, `balance_weight` and int32 `micro_batches`.
+
+  Returns:
+    (gradients like params, metrics of `losses.total` for the global batch).
+  """
+  divide_by = denominators(batch, scalars["micro_batches"])
+  loss = functools.partial(losses.total, model)
+  grad = jax.grad(loss, has_aux=True)
+
+  def micro(i):
+    one = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batch)
+    return grad(params, router_bias, one, divide_by, scalars)
+
+  if batch["tokens"].shape[0] == 1:
+    return micro(0)
+
+  def add(i, total):
+    return jax.tree.map(jnp.add, total, micro(i))
+
+  zero = jax.tree.map(
+    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(micro, 0)
+  )
+  return lax.fori_loop(0, scalars["micro_batches"], add, zero)
+
+
+def router_biases(router_bias, load, speed):
+  """Steps every router's bias by its own row of `load` [M, E].
+
+  Rows are in the order of `DeepSeek.features`: expert layers, then MTP
+  modules.
+  """
+  if not router_bias:
+    return router_bias
+  stepped, row = {}, 0
+  names = [n for n in ("moe_layers",) if n in router_bias]
+  names += sorted(
+    (n for n in router_bias if n != "moe_layers"),
+    key=lambda n: int(n.removeprefix("mtp_")),
+  )
+  for name in names:
+    bias = jax.tree.leaves(router_bias[name])[0]
+    rows = 1 if bias.ndim == 1 else bias.shape[0]
+    own = load[row : row + rows].reshape(bias.shape)
+    row += rows
+    stepped[name] = jax.tree.map(
+      lambda b, own=own: routing.bias_step(b, own, speed), router_bias[name]
+    )
+  return stepped
+
+
+def train_step(
+  model: deepseek.DeepSeek,
+  optimizer: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  batch,
+  scalars,
+):
+  """Takes one optimizer step, or refuses it if it is not finite.
+
+  Args:
+    model: the model.
+    optimizer: gives the direction; this step multiplies the learning rate.
+    state: the training state.
+    batch: leaves [M, B, L+1].
+    scalars: `learning_rate`, `bias_update_speed`, `balance_weight`,
+      `mtp_weight` float32 and `micro_batches` int32 (section 4.2's phases).
+
+  Returns:
+    (state, metrics): `loss`, `mtp_loss`, `balance_loss`, `load`, `grad_norm`,
+    `max_violation` [M], `finite`.
+  """
+  grads, metrics = gradients(
+    model, state.params, state.router_bias, batch, scalars
+  )
+  grad_norm = optimizer_lib.global_norm(grads)
+  finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
+  direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  rate = scalars["learning_rate"]
+  params = jax.tree.map(
+    lambda p, d: (p - rate * d).astype(p.dtype), state.params, direction
+  )
+  bias = router_biases(
+    state.router_bias, metrics["load"], scalars["bias_update_speed"]
+  )
+  params, opt_state, bias = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state, bias),
+    (state.params, state.opt_state, state.router_bias),
+  )
+  refused = jnp.logical_not(finite).astype(jnp.int32)
+  metrics |= {
+    "grad_norm": grad_norm,
+    "max_violation": routing.max_violation(metrics["load"]),
+    "finite": finite,
+  }
+  return state_lib.TrainState(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    router_bias=bias,
+    skipped=state.skipped + refused,
+    skipped_in_a_row=(state.skipped_in_a_row + refused) * refused,
+  ), metrics
+
+
+def compiled(model, optimizer, placement: state_lib.TrainState):
+  """`train_step`, jitted with its state donated and placed.
+
+  Args:
+    model: the model.
+    optimizer: the optimizer.
+    placement: shardings of the state.
+
+  Returns:
+    A function (state, batch, scalars) -> (state, metrics).
+  """
+  return jax.jit(
+    functools.partial(train_step, model, optimizer),
+    in_shardings=(placement, None, None),
+    out_shardings=(placement, None),
+    donate_argnums=0,
+  )
