@@ -1,0 +1,122 @@
+"""Sorts tokens by expert and brings the experts' results back.
+
+A permutation's gradient is its inverse, so both directions, forward and
+backward, are gathers here: JAX would transpose a gather to a scatter-add,
+which a CPU does row by row and which is not deterministic on a GPU.
+
+Legend (parallel/axes.py): T tokens, K experts per token, E experts, D model.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsx.ops import manual_axes
+
+
+class Permutation(NamedTuple):
+  """Where each copy of each token lies once copies are sorted by expert.
+
+  Attributes:
+    copy: int32 [T * K], copy t * K + k that lies in each sorted row.
+    row: int32 [T, K], the sorted row of each copy: the inverse.
+  """
+
+  copy: jax.Array
+  row: jax.Array
+
+
+def by_expert(index) -> Permutation:
+  """The stable order of copies by expert.
+
+  Args:
+    index: int32 [T, K], expert of each copy.
+
+  Returns:
+    The `Permutation`.
+
+  >>> by_expert(jnp.array([[1, 0], [0, 2]])).row.tolist()
+  [[2, 0], [1, 3]]
+  """
+  copy = jnp.argsort(index.reshape(-1), stable=True).astype(jnp.int32)
+  places = jnp.arange(copy.size, dtype=jnp.int32)
+  row = jnp.zeros_like(copy).at[copy].set(places, unique_indices=True)
+  return Permutation(copy, row.reshape(index.shape))
+
+
+def group_sizes(index, n_experts: int):
+  """Int32 [E]: how many copies each expert receives of `index` [T, K]."""
+  experts = jnp.arange(n_experts, dtype=index.dtype)[None, :]
+  return (index.reshape(-1)[:, None] == experts).sum(0, dtype=jnp.int32)
+
+
+def permute(x, index):
+  """Copies each token once per expert it goes to, sorted by expert.
+
+  Args:
+    x: [T, D].
+    index: int32 [T, K], experts of each token.
+
+  Returns:
+    ([T * K, D], `Permutation`).
+  """
+  order = by_expert(index)
+  x, copy, row = manual_axes.align(x, *order)
+  return _spread(x, copy, row), order
+
+
+def unpermute(y, weight, order: Permutation):
+  """Sums the results of each token's copies, weighted.
+
+  Args:
+    y: [T * K, D], rows sorted by expert.
+    weight: [T, K], gate weight of each copy, of any floating dtype.
+    order: what `permute` returned.
+
+  Returns:
+    [T, D] in y's dtype, summed in float32; differentiable in `y`, `weight`.
+  """
+  return _gather_sum(*manual_axes.align(y, weight, *order))
+
+
+def _take(x, index):
+  return x.at[index].get(mode="promise_in_bounds")
+
+
+@jax.custom_vjp
+def _spread(x, copy, row):
+  return _take(x, copy // row.shape[1])
+
+
+def _spread_forward(x, copy, row):
+  return _spread(x, copy, row), row
+
+
+def _spread_backward(row, dy):
+  dx = _take(dy, row).sum(1, dtype=jnp.float32)
+  return dx.astype(dy.dtype), None, None
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+@jax.custom_vjp
+def _gather_sum(y, weight, copy, row):
+  weighted = _take(y, row) * weight.astype(jnp.float32)[:, :, None]
+  return weighted.sum(1).astype(y.dtype)
+
+
+def _gather_sum_forward(y, weight, copy, row):
+  return _gather_sum(y, weight, copy, row), (y, weight, copy, row)
+
+
+def _gather_sum_backward(saved, dout):
+  y, weight, copy, row = saved
+  scale = _take(weight.reshape(-1), copy)[:, None].astype(jnp.float32)
+  dy = _take(dout, copy // row.shape[1]) * scale
+  dweight = (_take(y, row).astype(jnp.float32) * dout[:, None, :]).sum(-1)
+  return dy.astype(y.dtype), dweight.astype(weight.dtype), None, None
+
+
+_gather_sum.defvjp(_gather_sum_forward, _gather_sum_backward)
