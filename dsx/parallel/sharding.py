@@ -16,7 +16,6 @@ import dataclasses
 from typing import Literal
 
 from flax import linen as nn
-from flax.core import meta
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -129,13 +128,15 @@ def spec(names, rules: Rules) -> PartitionSpec:
   return PartitionSpec(*parts)
 
 
-def _logical_names(leaf):
-  names = leaf.names if isinstance(leaf, meta.AxisMetadata) else None
-  return names
-
-
 def _is_boxed(leaf) -> bool:
-  return isinstance(leaf, meta.AxisMetadata)
+  return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def unbox(boxed):
+  """The arrays of a tree of boxed ones, without constraining them."""
+  return jax.tree.map(
+    lambda x: x.value if _is_boxed(x) else x, boxed, is_leaf=_is_boxed
+  )
 
 
 def shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh):
@@ -155,11 +156,10 @@ def shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh):
   """
 
   def leaf(path, x):
-    names = _logical_names(x)
-    if names is None:
+    if not _is_boxed(x):
       return NamedSharding(mesh, PartitionSpec())
-    sharding = NamedSharding(mesh, spec(names, rules))
-    _check_divides(jax.tree_util.keystr(path), x.unbox().shape, sharding)
+    sharding = NamedSharding(mesh, spec(x.names, rules))
+    _check_divides(jax.tree_util.keystr(path), x.value.shape, sharding)
     return sharding
 
   return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=_is_boxed)
@@ -191,11 +191,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 @contextlib.contextmanager
-def use(mesh: jax.sharding.Mesh, rules: Rules):
-  """Makes `mesh` and the activations' `rules` current while tracing.
+def use(mesh: jax.sharding.Mesh, sharding: Sharding):
+  """Makes `mesh` and the rules of `sharding` current while tracing.
 
   `jax.set_mesh`, because under the old `with mesh:` Linen drops logical
   constraints silently.
   """
+  rules = (*sharding.activations, *sharding.parameters)
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield

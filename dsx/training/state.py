@@ -9,7 +9,6 @@ import hashlib
 from typing import Any
 
 import flax.struct
-from flax.core import meta
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -100,7 +99,7 @@ def initialise(model, optimizer, placement: TrainState, seed: int):
   """
 
   def create(key):
-    return meta.unbox(_create(model, optimizer, key))
+    return sharding_lib.unbox(_create(model, optimizer, key))
 
   return jax.jit(create, out_shardings=placement)(jax.random.key(seed))
 
@@ -109,7 +108,7 @@ def restorable(boxed: TrainState, placement: TrainState):
   """ShapeDtypeStructs with shardings: the target of a restore."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    meta.unbox(boxed),
+    sharding_lib.unbox(boxed),
     placement,
   )
 

@@ -1,0 +1,107 @@
+"""How well a model predicts held-out text, in bits per byte.
+
+Bits per byte do not depend on the vocabulary: all nats of the predicted
+tokens, divided by ln 2 and by the bytes that those tokens stand for.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsx.models import deepseek
+from dsx.training import batches
+from dsx.training import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScore:
+  """Results over one split.
+
+  Attributes:
+    loss: nats per token of the main model.
+    mtp_loss: nats per token of each MTP module.
+    bits_per_byte: of the main model.
+    tokens: predicted tokens.
+  """
+
+  loss: float
+  mtp_loss: tuple[float, ...]
+  bits_per_byte: float
+  tokens: int
+
+
+def sums(model: deepseek.DeepSeek, params, router_bias, batch, token_bytes):
+  """Sums over one batch, from which scores are made.
+
+  Args:
+    model: the model.
+    params: parameters.
+    router_bias: router biases.
+    batch: leaves [1, B, L+1], see `losses.target_mask`.
+    token_bytes: int32 [V], bytes that each token stands for.
+
+  Returns:
+    `nats` and `tokens` float32 [depths], `bytes` float32 [].
+  """
+  batch = jax.tree.map(lambda x: x[0], batch)
+  variables = {"params": params, "router_bias": router_bias}
+  nats, masks, _ = losses.token_losses(model, variables, batch)
+  length = token_bytes[losses.shifted(batch["tokens"], 0)]
+  return {
+    "nats": jnp.stack([n.sum() for n in nats]),
+    "tokens": jnp.stack([m.sum() for m in masks]).astype(jnp.float32),
+    "bytes": jnp.where(masks[0], length, 0).sum().astype(jnp.float32),
+  }
+
+
+class Evaluator:
+  """Scores parameters on the first records of a split, always the same.
+
+  Compiled once; evaluation changes nothing, router biases and loads included.
+  """
+
+  def __init__(self, model, source, mesh, *, batch_size: int, records: int):
+    """Prepares.
+
+    Args:
+      model: the model.
+      source: a `data.pipeline.Source`, not shuffled.
+      mesh: the device mesh.
+      batch_size: sequences at a time, a multiple of the mesh's batch shards.
+      records: how many to score; all if there are fewer.
+    """
+    self._source, self._mesh = source, mesh
+    self._batch_size = batch_size
+    self._records = min(records, len(source))
+    self._token_bytes = np.asarray(source.metadata["token_bytes"], np.int32)
+    self._sums = jax.jit(functools.partial(sums, model))
+
+  def _batches(self):
+    for start in range(0, self._records, self._batch_size):
+      stop = min(start + self._batch_size, self._records)
+      indices = batches.layout(np.arange(start, stop), self._batch_size, 1)
+      batch = batches.place(self._source, indices, self._mesh)
+      # Rows that only fill the last batch count nothing.
+      used = np.broadcast_to((indices >= 0)[..., None], batch["tokens"].shape)
+      used = jax.device_put(used, batch["tokens"].sharding)
+      batch["loss_mask"] = used * batch.get("loss_mask", True)
+      yield batch
+
+  def score(self, params, router_bias) -> TextScore:
+    """Scores parameters."""
+    total = None
+    for batch in self._batches():
+      part = self._sums(params, router_bias, batch, self._token_bytes)
+      part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
+      total = part if total is None else jax.tree.map(np.add, total, part)
+    loss, *mtp = total["nats"] / total["tokens"]
+    return TextScore(
+      loss=float(loss),
+      mtp_loss=tuple(float(x) for x in mtp),
+      bits_per_byte=float(total["nats"][0] / math.log(2) / total["bytes"]),
+      tokens=int(total["tokens"][0]),
+    )

@@ -1,0 +1,141 @@
+"""What a pretraining run is: the dataclass that a run's gin file describes.
+
+Whatever can be found wrong without touching a device is found here, when the
+configuration is built.
+"""
+
+import dataclasses
+import json
+
+import jax
+
+from dsx.data import pipeline
+from dsx.models import config as config_lib
+from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import sharding as sharding_lib
+from dsx.training import optimizer as optimizer_lib
+from dsx.training import schedules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretraining:
+  """Everything that a pretraining run is.
+
+  Attributes:
+    config: the model.
+    data: what it reads.
+    schedule: rates, batch sizes and loss weights over tokens.
+    optimizer: AdamW's constants.
+    dtypes: precision of each kind of number.
+    execution: how the model is run.
+    mesh: devices along each axis.
+    sharding: where parameters and optimizer state live.
+    micro_batch_size: sequences that go through the model at once, over all
+      devices; None takes the schedule's first batch whole.
+    seed: of the initial weights and of sampling.
+    log_every: steps between metrics lines.
+    evaluate_every: steps between validations; 0 validates at the end alone.
+    evaluation_records: validation sequences scored each time.
+    final_evaluation_records: validation sequences scored at the end.
+    checkpoint_every: steps between checkpoints; 0 saves at the end alone.
+    keep_checkpoints: newest checkpoints kept.
+    ema_decay: of the average of parameters on the host (section 3.2.3), per
+      update; None keeps none.
+    ema_every: steps between its updates.
+    max_skipped_in_a_row: non-finite updates after which the run stops.
+    sample_tokens: length of the text sample at the end; 0 for none.
+    sample_prompt: what the sample continues.
+    sample_temperature: of the sample.
+  """
+
+  config: config_lib.DeepSeekConfig
+  data: pipeline.Data
+  schedule: schedules.Schedule
+  optimizer: optimizer_lib.AdamW = optimizer_lib.AdamW()
+  dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  execution: config_lib.Execution = config_lib.Execution()
+  mesh: mesh_lib.MeshShape = mesh_lib.MeshShape()
+  sharding: sharding_lib.Sharding = sharding_lib.Sharding()
+  micro_batch_size: int | None = None
+  seed: int = 0
+  log_every: int = 10
+  evaluate_every: int = 100
+  evaluation_records: int = 256
+  final_evaluation_records: int = 1024
+  checkpoint_every: int = 500
+  keep_checkpoints: int = 2
+  ema_decay: float | None = None
+  ema_every: int = 10
+  max_skipped_in_a_row: int = 10
+  sample_tokens: int = 400
+  sample_prompt: str = "def "
+  sample_temperature: float = 0.7
+
+  def __post_init__(self):
+    if self.data.sequence_length != self.schedule.sequence_length:
+      raise ValueError(
+        f"data.sequence_length={self.data.sequence_length}: expected "
+        f"schedule.sequence_length={self.schedule.sequence_length}; bind both "
+        "to one macro"
+      )
+    if self.data.sequence_length > self.config.max_position_embeddings:
+      raise ValueError(
+        f"data.sequence_length={self.data.sequence_length}: expected at most "
+        f"config.max_position_embeddings="
+        f"{self.config.max_position_embeddings}; shorten it"
+      )
+    for field in ("log_every", "ema_every", "max_skipped_in_a_row"):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f"{field}={getattr(self, field)!r}: expected at least 1; raise it"
+        )
+    sizes = (
+      self.schedule.batch_size_start,
+      self.schedule.batch_size,
+      *(
+        (self.schedule.resolved_batch_multiple,)
+        if self.schedule.batch_size_start != self.schedule.batch_size
+        else ()
+      ),
+    )
+    for size in sizes:
+      if size % self.micro_batch:
+        raise ValueError(
+          f"micro_batch_size={self.micro_batch}: expected a divisor of every "
+          f"batch size of the schedule, {size} among them; change it or the "
+          "schedule's batch_size_start, batch_size and batch_multiple"
+        )
+
+  @property
+  def micro_batch(self) -> int:
+    """Sequences of one micro-batch."""
+    return self.micro_batch_size or self.schedule.batch_size_start
+
+  @property
+  def micro_batches(self) -> int:
+    """Micro-batches of the largest batch."""
+    return self.schedule.batch_size // self.micro_batch
+
+  def identity(self) -> dict:
+    """What must be equal for a checkpoint to be this run's, as JSON data."""
+    kept = "config data schedule optimizer dtypes seed ema_decay ema_every"
+    fields = {name: getattr(self, name) for name in kept.split()}
+    plain = {
+      name: dataclasses.asdict(value)
+      if dataclasses.is_dataclass(value)
+      else value
+      for name, value in fields.items()
+    }
+    plain["data"].pop("cache_dir", None)
+    return json.loads(json.dumps(plain))
+
+  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    """Refuses a micro-batch that the mesh cannot divide."""
+    shards = mesh_lib.batch_shards(mesh)
+    if self.micro_batch % shards:
+      raise ValueError(
+        f"micro_batch_size={self.micro_batch}: expected a multiple of the "
+        f"{shards} parts into which the mesh divides a batch; change it or "
+        "mesh.MeshShape"
+      )
