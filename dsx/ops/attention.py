@@ -1,0 +1,105 @@
+"""Softmax attention behind one door, with value heads of their own width.
+
+DeepSeek-V3 section 2.1.1, eq. 10. MLA's query/key heads are wider than its
+value heads (192 and 128 in V3), which many fused kernels refuse.
+
+Legend (parallel/axes.py): B batch, L query length, S key length, H heads,
+K qk head dim, U value head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dsx.ops import chunked_attention
+from dsx.ops import masks
+
+IMPLEMENTATIONS = ("auto", "chunked", "naive")
+
+# Longer than this, [L, S] scores are never held whole.
+_NAIVE_LENGTH = 512
+
+
+def attention(
+  q,
+  k,
+  v,
+  *,
+  scale: float,
+  causal: bool = True,
+  q_positions=None,
+  kv_positions=None,
+  segment_ids=None,
+  kv_segment_ids=None,
+  impl: str = "auto",
+):
+  """Mixes values by the softmax of scaled query-key products.
+
+  Args:
+    q: [B, L, H, K].
+    k: [B, S, H, K].
+    v: [B, S, H, U].
+    scale: multiplies the products, `ops.rope.softmax_scale`.
+    causal: whether a query sees only keys at its own position and before.
+    q_positions: int32 [B, L], what `causal` compares; the indices 0 to L-1
+      if None. Documents packed into one row need no positions here: indices
+      and segments suffice.
+    kv_positions: int32 [B, S], likewise.
+    segment_ids: optional int32 [B, L]; a query sees its own segment alone.
+    kv_segment_ids: int32 [B, S]; `segment_ids` if None.
+    impl: `naive` (scores held whole; the oracle), `chunked` (never) or
+      `auto`, the faster one on this platform for this length.
+
+  Returns:
+    [B, L, H, U] in q's dtype, softmax in float32. A query that sees no key
+    gives zeros. Differentiable in q, k and v.
+
+  Raises:
+    ValueError: if `impl` is unknown or shapes do not fit together.
+  """
+  _check(q, k, v, impl)
+  visible = masks.Visible.of(
+    q.shape[1],
+    k.shape[1],
+    causal=causal,
+    q_positions=q_positions,
+    kv_positions=kv_positions,
+    q_segments=segment_ids,
+    kv_segments=segment_ids if kv_segment_ids is None else kv_segment_ids,
+  )
+  if impl == "auto":
+    short = max(q.shape[1], k.shape[1]) <= _NAIVE_LENGTH
+    impl = "naive" if short else "chunked"
+  if impl == "chunked":
+    return chunked_attention.attend(q, k, v, visible, scale)
+  return _naive(q, k, v, visible, scale)
+
+
+def _check(q, k, v, impl):
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"impl={impl!r}: expected one of {', '.join(IMPLEMENTATIONS)}"
+    )
+  shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
+  if not q.ndim == k.ndim == v.ndim == 4:
+    raise ValueError(f"{shapes}: expected [B, L, H, K], [B, S, H, K/U]")
+  same = q.shape[0] == k.shape[0] == v.shape[0]
+  same &= q.shape[2] == k.shape[2] == v.shape[2]
+  if not same or k.shape[1] != v.shape[1] or q.shape[3] != k.shape[3]:
+    raise ValueError(
+      f"{shapes}: q and k must agree in B, H and K, k and v in S"
+    )
+
+
+def _naive(q, k, v, visible, scale):
+  scores = jnp.einsum(
+    "blhk,bshk->bhls", q, k, preferred_element_type=jnp.float32
+  )
+  scores = visible.mask(scores * scale)
+  weights = jax.nn.softmax(scores, axis=-1)
+  weights = jnp.where(scores > masks.HIDDEN, weights, 0.0)
+  return jnp.einsum(
+    "bhls,bshu->blhu",
+    weights.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
+  ).astype(q.dtype)
