@@ -1,0 +1,1 @@
+"""What gin files say, read and checked without running any of it."""
