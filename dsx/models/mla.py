@@ -21,6 +21,10 @@ from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import rope
 from dsx.parallel import axes
 
+# DeepSeek's code has this in the norms of both latents, whatever
+# `rms_norm_eps` says; checkpoints with another `rms_norm_eps` depend on it.
+LATENT_EPS = 1e-6
+
 
 class MLA(nn.Module):
   """Causal multi-head latent attention over whole sequences."""
@@ -34,7 +38,7 @@ class MLA(nn.Module):
     return layers.Dense(features, names, stddev, self.dtypes, name=name)
 
   def _norm(self, name):
-    return layers.RMSNorm(self.config.rms_norm_eps, self.dtypes, name=name)
+    return layers.RMSNorm(LATENT_EPS, self.dtypes, name=name)
 
   @nn.compact
   def __call__(self, x, rotation, segment_ids=None):

@@ -42,8 +42,7 @@ class MeshShape:
     """
     sizes = [getattr(self, name) for name in axes.MESH_AXES]
     shown = " x ".join(
-      f"{name}={size}"
-      for name, size in zip(axes.MESH_AXES, sizes, strict=True)
+      f"{name}={size}" for name, size in zip(axes.MESH_AXES, sizes, strict=True)
     )
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
       raise ValueError(

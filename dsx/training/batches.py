@@ -54,7 +54,9 @@ def place(source, indices: np.ndarray, mesh: jax.sharding.Mesh):
   placement = sharding_lib.batch_sharding(mesh, leading=1)
   owned = placement.addressable_devices_indices_map(indices.shape)
   parts = {str(index): index for index in owned.values()}
-  needed = np.unique(np.concatenate([indices[i].ravel() for i in parts.values()]))
+  needed = np.unique(
+    np.concatenate([indices[i].ravel() for i in parts.values()])
+  )
   needed = needed[needed >= 0]
   rows = source.rows(needed)
 

@@ -5,8 +5,8 @@ step of the schedule, shows how it goes, and leaves `summary.json`,
 checkpoints and `report/`.
 """
 
+import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -26,18 +26,13 @@ from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import ema as ema_lib
-from dsx.training import metrics as metrics_lib
+from dsx.training import observer
 from dsx.training import preemption as preemption_lib
 from dsx.training import pretraining
-from dsx.training import progress as progress_lib
 from dsx.training import report
 from dsx.training import schedules
 from dsx.training import state as state_lib
 from dsx.training import step as step_lib
-
-
-class TrainingError(ValueError):
-  """A run that cannot go on; the message says why and what to do."""
 
 
 class Trainer:
@@ -52,7 +47,7 @@ class Trainer:
     """
     self.run, self.workdir = run, workdir
     self.mesh = mesh_lib.make(run.mesh)
-    run.check_mesh(self.mesh)
+    run.check_batch(mesh_lib.batch_shards(self.mesh))
     self.source = pipeline.open_split(run.data, "train", shuffle=True)
     self.held_out = pipeline.open_split(run.data, "validation", shuffle=False)
     self._check_vocabulary()
@@ -69,6 +64,7 @@ class Trainer:
     self.ema: ema_lib.Ema | None = None
     self.wall_before = 0.0
     self.started = time.monotonic()
+    self._peak = cost.peak_flops(run.dtypes.compute) * self.mesh.size
     self._flops = cost.flops_per_token(
       run.config, run.data.sequence_length, mtp=True
     )
@@ -76,7 +72,7 @@ class Trainer:
   def _check_vocabulary(self) -> None:
     size = self.source.metadata["vocab_size"]
     if size > self.run.config.vocab_size:
-      raise TrainingError(
+      raise observer.TrainingError(
         f"config.vocab_size={self.run.config.vocab_size}: expected at least "
         f"{size}, the size of vocabulary {self.run.data.vocabulary!r}; raise "
         "config.DeepSeekConfig.vocab_size"
@@ -134,12 +130,10 @@ class Trainer:
     path = self.workdir / "run.json"
     if not path.exists():
       return
-    differing = difference(
-      json.loads(path.read_text()), self.run.identity()
-    )
+    differing = difference(json.loads(path.read_text()), self.run.identity())
     if differing:
       name, old, new = differing
-      raise TrainingError(
+      raise observer.TrainingError(
         f"workdir {self.workdir} holds a run with {name}={old!r}, this one "
         f"has {new!r}; give another --workdir, or the old value to resume"
       )
@@ -208,9 +202,43 @@ class Trainer:
     )
     return self.run.sample_prompt + vocabulary.decode(tokens)
 
+  def observer(self, first_step: int) -> observer.Observer:
+    """What a person sees, from `first_step` on."""
+    run, metadata = self.run, self.source.metadata
+    config = run.config
+    names = range(config.first_k_dense_replace, config.num_hidden_layers)
+    depths = range(config.num_nextn_predict_layers)
+    return observer.Observer(
+      self.workdir,
+      schedule=run.schedule,
+      first_step=first_step,
+      bytes_per_token=metadata["bytes_per_token"],
+      mfu=self.mfu,
+      layers=[*map(str, names), *(f"mtp_{k}" for k in depths)],
+      log_every=run.log_every,
+      max_skipped_in_a_row=run.max_skipped_in_a_row,
+    )
+
+  def describe(self, note: str) -> str:
+    """The run in a few lines, before its first step."""
+    config, length = self.run.config, self.run.data.sequence_length
+    total = cost.parameters(config) + cost.mtp_parameters(config)
+    devices = self.mesh.devices.flat
+    steps, tokens = self.total_steps, self.run.schedule.total_tokens
+    return (
+      f"model: {total:,} parameters, {cost.active_parameters(config):,} "
+      f"active, {self._flops / 1e6:,.1f} MFLOPs per token\n"
+      f"data: {len(self.source):,} sequences of {length} tokens "
+      f"({self.run.data.task})\n"
+      f"run: {steps:,} steps, {tokens:,} tokens, on {len(devices)} "
+      f"{devices[0].device_kind} device(s), {note}"
+    )
+
   def mfu(self, tokens_per_second: float) -> float:
     """Share of the devices' peak that `tokens_per_second` amounts to."""
-    peak = cost.peak_flops(self.run.dtypes.compute) * len(self.mesh.devices.flat)
+    peak = cost.peak_flops(self.run.dtypes.compute) * len(
+      self.mesh.devices.flat
+    )
     return tokens_per_second * self._flops / peak
 
 
@@ -239,7 +267,7 @@ def train(
     resume_command: what a person types to go on, for the summary.
 
   Returns:
-    The summary; also in `summary.json`, unless the run was stopped early.
+    The summary, as it is in `summary.json`.
 
   Raises:
     TrainingError: the workdir holds another run, the vocabulary does not fit,
@@ -251,50 +279,105 @@ def train(
     state, note = trainer.begin()
     first = int(state.step)
     if jax.process_index() == 0:
-      (workdir / "run.json").write_text(json.dumps(run.identity(), indent=1))
-    with (
-      preemption_lib.Preemption() as preemption,
-      _Show(trainer, first, note) as show,
-    ):
-      state, last = _steps(trainer, state, first, preemption, show)
-      show.say(f"saving step {last:,}")
-      if last not in trainer.checkpoints.steps():
-        trainer.save(state, last)
-      trainer.checkpoints.wait()
-      summary = _summary(trainer, state, last, show, resume_command)
+      identity = json.dumps(run.identity(), indent=1)
+      (workdir / "run.json").write_text(identity)
+    with trainer.observer(first) as show:
+      show.say(trainer.describe(note))
+      state, last = _steps(trainer, state, first, show)
+      with show.pause():
+        if last not in trainer.checkpoints.steps():
+          trainer.save(state, last)
+        trainer.checkpoints.wait()
+      summary = _finish(trainer, state, last, show)
   trainer.checkpoints.close()
+  summary["resume_command"] = resume_command
+  if jax.process_index() == 0:
+    text_ = json.dumps(summary, indent=1)
+    (workdir / "summary.json").write_text(text_)
   return summary
 
 
-def _steps(trainer: Trainer, state, first: int, preemption, show: "_Show"):
+def _steps(trainer: Trainer, state, first: int, show: observer.Observer):
   """Takes steps from `first` on; returns the state and the steps taken."""
   run, step = trainer.run, first
   take = step_lib.compiled(trainer.model, trainer.optimizer, trainer.placement)
   evaluator = trainer.evaluator(run.evaluation_records)
   batches = trainer.batches(first)
-  try:
+  if first < trainer.total_steps:
+    show.doing("compiling")
+  with contextlib.closing(batches), preemption_lib.Preemption() as preemption:
     for position, batch in batches:
       phase = run.schedule.phase(position.step)
       state, metrics = take(state, batch, trainer.scalars(phase))
       step = position.step + 1
       if trainer.ema is not None and step % run.ema_every == 0:
         trainer.ema.update(state.params)
-      # The metrics of the step before: reading them now does not hold up the
-      # step that has just been dispatched.
       show.took(position, phase, metrics, batches.wait_seconds)
       stopping = preemption.requested(step)
       last = stopping or step == trainer.total_steps
       if run.evaluate_every and step % run.evaluate_every == 0 and not last:
         show.flush()
-        show.validated(step, evaluator.score(state.params, state.router_bias))
+        with show.pause():
+          score = evaluator.score(state.params, state.router_bias)
+        show.validated(run.schedule.position(step), score)
       if run.checkpoint_every and step % run.checkpoint_every == 0:
+        show.flush()
         with show.pause():
           trainer.save(state, step)
       if stopping:
-        show.flush()
-        show.say(f"stopping after step {step:,}: {preemption.signal.name}")
         break
     show.flush()
-  finally:
-    batches.close()
+    if preemption.signal is not None:
+      show.say(f"stopped by {preemption.signal.name} after step {step:,}")
   return state, step
+
+
+def _finish(trainer: Trainer, state, step: int, show: observer.Observer):
+  """Validates, samples, draws the report; returns the summary.
+
+  A run that was stopped early does none of these, because who stops a run
+  does not wait.
+  """
+  run, position = trainer.run, trainer.run.schedule.position(step)
+  sequences = position.sequence
+  finished = step == trainer.total_steps
+  digest = None
+  if finished:
+    show.doing("validating")
+    evaluator = trainer.evaluator(run.final_evaluation_records)
+    score = evaluator.score(state.params, state.router_bias)
+    more = {}
+    if trainer.ema is not None:
+      trainer.ema.wait()
+      averaged = evaluator.score(trainer.ema.arrays(), state.router_bias)
+      more["ema_bits_per_byte"] = averaged.bits_per_byte
+    show.validated(position, score, **more)
+    digest = state_lib.digest(state, sequences)
+    if run.sample_tokens:
+      sample = trainer.sample(state)
+      show.say(f"a sample:\n{sample}\n")
+      if jax.process_index() == 0:
+        (trainer.workdir / "sample.txt").write_text(sample)
+  bigram = trainer.source.metadata.get("bigram_bits_per_byte")
+  if finished and jax.process_index() == 0:
+    report.write(trainer.workdir, title=trainer.workdir.name, bigram=bigram)
+  speed = show.tokens_per_second()
+  bits = None if show.validation is None else show.validation.bits_per_byte
+  return {
+    "steps": step,
+    "tokens": sequences * run.schedule.sequence_length,
+    "train_loss": _number(show.train_loss),
+    "validation_bits_per_byte": bits,
+    "bigram_bits_per_byte": bigram,
+    "tokens_per_second": _number(speed),
+    "mfu": _number(trainer.mfu(speed)),
+    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    "max_violation": _number(show.max_violation),
+    "wall_seconds": trainer.wall_seconds(),
+    "state_digest": digest,
+  }
+
+
+def _number(value: float) -> float | None:
+  """`value`, or None where JSON has no word for it."""
+  return float(value) if math.isfinite(value) else None

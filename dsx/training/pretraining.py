@@ -7,8 +7,6 @@ configuration is built.
 import dataclasses
 import json
 
-import jax
-
 from dsx.data import pipeline
 from dsx.models import config as config_lib
 from dsx.ops import dtypes as dtypes_lib
@@ -130,9 +128,12 @@ class Pretraining:
     plain["data"].pop("cache_dir", None)
     return json.loads(json.dumps(plain))
 
-  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-    """Refuses a micro-batch that the mesh cannot divide."""
-    shards = mesh_lib.batch_shards(mesh)
+  def check_batch(self, shards: int) -> None:
+    """Refuses a micro-batch that does not divide over a mesh.
+
+    Args:
+      shards: parts into which the mesh divides a batch.
+    """
     if self.micro_batch % shards:
       raise ValueError(
         f"micro_batch_size={self.micro_batch}: expected a multiple of the "

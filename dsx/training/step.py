@@ -53,7 +53,9 @@ def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
   grad = jax.grad(loss, has_aux=True)
 
   def micro(i):
-    one = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batch)
+    one = jax.tree.map(
+      lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batch
+    )
     return grad(params, router_bias, one, divide_by, scalars)
 
   if batch["tokens"].shape[0] == 1:
