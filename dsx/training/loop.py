@@ -33,6 +33,7 @@ from dsx.training import report
 from dsx.training import schedules
 from dsx.training import state as state_lib
 from dsx.training import step as step_lib
+from dsx.training import workdir as workdir_lib
 
 
 class Trainer:
@@ -57,14 +58,16 @@ class Trainer:
     self.placement = state_lib.shardings(boxed, run.sharding, self.mesh)
     self.target = state_lib.restorable(boxed, self.placement)
     self.checkpoints = checkpoint_lib.Checkpointer(
-      workdir / "checkpoints", max_to_keep=run.keep_checkpoints
+      workdir / workdir_lib.CHECKPOINTS, max_to_keep=run.keep_checkpoints
     )
     self.total_steps = run.schedule.total_steps()
-    self.key = jax.random.key(run.seed)
+    self.key = jax.device_put(
+      jax.random.key(run.seed), sharding_lib.replicated(self.mesh)
+    )
     self.ema: ema_lib.Ema | None = None
     self.wall_before = 0.0
     self.started = time.monotonic()
-    self._peak = cost.peak_flops(run.dtypes.compute) * self.mesh.size
+    self._peak = peak_flops(self.mesh, run.dtypes.compute)
     self._flops = cost.flops_per_token(
       run.config, run.data.sequence_length, mtp=True
     )
@@ -81,19 +84,14 @@ class Trainer:
   # What a checkpoint holds.
 
   def _arrays(self, state) -> dict:
-    arrays = {"state": state, "key": jax.random.key_data(self.key)}
+    arrays = {"state": state, "key": self.key}
     if self.ema is not None:
       self.ema.wait()
       arrays["ema"] = self.ema.arrays()
     return arrays
 
   def _target(self) -> dict:
-    key = jax.eval_shape(jax.random.key_data, self.key)
-    placed = sharding_lib.replicated(self.mesh)
-    target = {
-      "state": self.target,
-      "key": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=placed),
-    }
+    target = {"state": self.target, "key": self.key}
     if self.run.ema_decay is not None:
       target["ema"] = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -107,10 +105,9 @@ class Trainer:
     """The state to go on from, and a note on where it comes from."""
     state, note = None, "from scratch"
     if self.checkpoints.steps():
-      self._check_identity()
       restored = self.checkpoints.restore(self._target())
       state = restored.arrays["state"]
-      self.key = jax.random.wrap_key_data(restored.arrays["key"])
+      self.key = restored.arrays["key"]
       self.wall_before = restored.metadata["wall_seconds"]
       note = "; ".join([f"resumed at step {restored.step:,}", *restored.notes])
     else:
@@ -124,19 +121,6 @@ class Trainer:
       if "resumed" in note:
         self.ema.load(restored.arrays["ema"])
     return state, note
-
-  def _check_identity(self) -> None:
-    """Refuses a workdir that holds another run."""
-    path = self.workdir / "run.json"
-    if not path.exists():
-      return
-    differing = difference(json.loads(path.read_text()), self.run.identity())
-    if differing:
-      name, old, new = differing
-      raise observer.TrainingError(
-        f"workdir {self.workdir} holds a run with {name}={old!r}, this one "
-        f"has {new!r}; give another --workdir, or the old value to resume"
-      )
 
   def save(self, state, step: int) -> None:
     """Starts saving a checkpoint of `state` after `step` steps."""
@@ -242,15 +226,20 @@ class Trainer:
     return tokens_per_second * self._flops / peak
 
 
-def difference(old, new, name: str = "run"):
-  """The first (name, old, new) in which two JSON values differ, or None."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted(old.keys() | new.keys()):
-      found = difference(old.get(key), new.get(key), f"{name}.{key}")
-      if found:
-        return found
-    return None
-  return None if old == new else (name, old, new)
+def peak_flops(mesh: jax.sharding.Mesh, dtype: str) -> float:
+  """FLOP/s of all devices together: as published, or measured where not.
+
+  The CPU devices of one process share one machine, so its measured rate is
+  counted once a process.
+  """
+  device = mesh.devices.flat[0]
+  published = cost.device_peak_flops(device.device_kind, dtype)
+  if published is not None:
+    return published * mesh.size
+  measured = cost.measure_peak_flops()
+  if device.platform == "cpu":
+    return measured * jax.process_count()
+  return measured * mesh.size
 
 
 def train(
@@ -270,17 +259,15 @@ def train(
     The summary, as it is in `summary.json`.
 
   Raises:
-    TrainingError: the workdir holds another run, the vocabulary does not fit,
-      or too many updates in a row were not finite.
+    WorkdirError: the workdir cannot be used, or holds another run.
+    TrainingError: the vocabulary does not fit, or too many updates in a row
+      were not finite.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = workdir_lib.claim(workdir, run)
   trainer = Trainer(run, workdir)
   with sharding_lib.use(trainer.mesh, run.sharding):
     state, note = trainer.begin()
     first = int(state.step)
-    if jax.process_index() == 0:
-      identity = json.dumps(run.identity(), indent=1)
-      (workdir / "run.json").write_text(identity)
     with trainer.observer(first) as show:
       show.say(trainer.describe(note))
       state, last = _steps(trainer, state, first, show)
@@ -292,8 +279,8 @@ def train(
   trainer.checkpoints.close()
   summary["resume_command"] = resume_command
   if jax.process_index() == 0:
-    text_ = json.dumps(summary, indent=1)
-    (workdir / "summary.json").write_text(text_)
+    written = json.dumps(summary, indent=1)
+    (workdir / workdir_lib.SUMMARY).write_text(written)
   return summary
 
 

@@ -1,0 +1,67 @@
+"""Trains a DeepSeek model from scratch, or goes on where it stopped.
+
+  python -m experiments.pretrain --gin_file=gin_configs/runs/v3_tiny.gin
+
+Leaves checkpoints, metrics, a text sample, summary.json and report/ in the
+workdir. The same command resumes. --dry_run shows shapes, shardings, memory
+and FLOPs of any run, the 671B one too.
+"""
+
+import json
+import shlex
+import sys
+
+from absl import flags
+
+from experiments import cli
+
+TARGET = "dsx.training.pretraining.Pretraining"
+
+COORDINATOR = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "host:port of process 0, if several processes train together.",
+)
+DETECT = flags.DEFINE_bool(
+  "detect_processes", False, "Find the other processes of a pod or cluster."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is.")
+
+
+def main(argv):
+  """Trains, or says what would be trained."""
+  del argv
+  # The first JAX call decides what it sees, so the processes meet before it.
+  from dsx.parallel import distributed
+
+  distributed.initialise(
+    COORDINATOR.value,
+    PROCESSES.value,
+    PROCESS.value,
+    detect=DETECT.value,
+  )
+  run = cli.build(TARGET)
+  if cli.DRY_RUN.value:
+    from dsx.training import dry_run
+
+    print(dry_run.describe(run))
+    return
+  from dsx.data import prepare
+  from dsx.training import loop
+  from dsx.training import workdir as workdir_lib
+
+  workdir = workdir_lib.claim(cli.workdir(), run)
+  prepare.ensure(run.data)
+  versions = json.dumps(cli.provenance(), indent=1)
+  texts = {cli.CONFIG_FILE: cli.operative_config(), "versions.json": versions}
+  workdir_lib.describe(workdir, **texts)
+  arguments = shlex.join(sys.argv[1:])
+  command = f"python -m experiments.pretrain {arguments}"
+  if not cli.WORKDIR.value:
+    command += f" --workdir={shlex.quote(str(workdir))}"
+  loop.train(run, workdir, resume_command=command)
+
+
+if __name__ == "__main__":
+  cli.run(main, target=TARGET)
