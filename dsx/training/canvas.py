@@ -17,7 +17,7 @@ from dsx.training import progress
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#6E6E6E"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
   "figure.dpi": 100,
   "savefig.dpi": 160,
   "savefig.facecolor": "white",

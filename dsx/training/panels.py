@@ -49,7 +49,11 @@ def loss(sub: figure.FigureBase, run: history.History) -> None:
   axes.set_ylabel("nats per token")
   if math.isfinite(ratio):
     bits = axes.secondary_yaxis(
-      "right", functions=(lambda y: y * ratio, lambda y: y / ratio)
+      "right",
+      functions=(
+        lambda y: np.asarray(y) * ratio,
+        lambda y: np.asarray(y) / ratio,
+      ),
     )
     bits.set_ylabel("bits per byte")
     low, high = axes.get_ylim()

@@ -51,7 +51,7 @@ def _overview(run: history.History, title: str) -> figure.Figure:
   drawing = figure.Figure(figsize=(16, 8.8), layout="constrained")
   heading = f"{title}:  {_headline(run)}" if title else _headline(run)
   drawing.suptitle(heading, fontsize=13, x=0.01, ha="left")
-  places = drawing.subfigures(2, 3, wspace=0.04, hspace=0.05)
+  places = np.asarray(drawing.subfigures(2, 3, wspace=0.04, hspace=0.05))
   for row, names in zip(places, _OVERVIEW, strict=True):
     for place, name in zip(row, names, strict=True):
       draw, _ = _PANELS[name]
