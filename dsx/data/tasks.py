@@ -1,0 +1,188 @@
+"""seqio Tasks and Mixtures: what the data are, and how text becomes tokens.
+
+Each Task yields one document an example: `targets`, its tokens with eos last,
+and `text` and `name`, from which counts are taken. Cutting into records is not
+a Task's business but `packing`'s.
+
+A task of your own: register it with seqio at the end of this file (or anywhere
+that is imported before `prepare.prepare`) and bind `Data.task` to its name. It
+either yields `text`, and is tokenised as the others are, or has `targets` (and
+perhaps `loss_mask`) among its output features, and is taken as it is. A Mixture
+of such tasks works by name too. Mixtures of corpora need no code: see
+`pipeline.Data.mixture`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import difflib
+import functools
+
+import seqio
+import tensorflow as tf
+
+from dsx.data import builders
+from dsx.data import corpus
+from dsx.data import pipeline
+from dsx.data import preprocess
+from dsx.data import seqio_vocabulary
+from dsx.data import vocab
+
+# TensorFlow reserves a whole GPU when it first sees one; it has no use for it.
+tf.config.set_visible_devices([], "GPU")
+
+_TEXT = {
+  "name": tf.TensorSpec((), tf.string),
+  "text": tf.TensorSpec((), tf.string),
+}
+
+
+def task(
+  data: pipeline.Data, survey: corpus.Survey, data_dir: str
+) -> seqio.Task:
+  """Returns the Task of one of `pipeline.SOURCES`.
+
+  Args:
+    data: what to read, not a mixture.
+    survey: of `pipeline.corpus_of(data)`.
+    data_dir: where TFDS data sets lie.
+  """
+  source = pipeline.corpus_of(data)
+  if data.task == "stdlib":
+    read = functools.partial(_standard_library, source, survey, data_dir)
+  else:
+    read = functools.partial(_documents, source, survey)
+  return _tokenized(data, data.task, _with_split(_dataset(read)))
+
+
+def registered(name: str) -> seqio.Task | seqio.Mixture:
+  """Returns what is registered with seqio under `name`.
+
+  Raises:
+    ValueError: nothing is.
+  """
+  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  if name not in known:
+    names = sorted({*known, *pipeline.SOURCES, "mixture"})
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+      f"Data.task: got {name!r}, expected one of {names} or a task registered "
+      f"in dsx/data/tasks.py{hint}"
+    )
+  return seqio.get_mixture_or_task(name)
+
+
+def from_registered(data: pipeline.Data, task: seqio.Task) -> seqio.Task:
+  """Adds our tokenising to a registered Task, unless it has its own.
+
+  Args:
+    data: says how to tokenise.
+    task: yields `text`, or has `targets` among its output features.
+  """
+  if "targets" in task.output_features:
+    return task
+
+  def read(split: str) -> tf.data.Dataset:
+    dataset = task.get_dataset(
+      split=split, shuffle=False, try_in_mem_cache=False
+    )
+    if "text" not in dataset.element_spec:
+      raise ValueError(
+        f"Data.task: the examples of {task.name!r} have "
+        f"{sorted(dataset.element_spec)}, expected 'text' or 'targets'"
+      )
+    return dataset.map(
+      lambda example: {
+        "text": example["text"],
+        "name": tf.constant(task.name),
+      }
+    )
+
+  return _tokenized(data, f"{task.name}_tokenized", _with_split(read))
+
+
+def _dataset(
+  read: Callable[[str], Iterable[dict]],
+) -> Callable[[str], tf.data.Dataset]:
+  """Makes examples in Python into a dataset of a split."""
+  return lambda split: tf.data.Dataset.from_generator(
+    functools.partial(read, split), output_signature=_TEXT
+  )
+
+
+def _documents(
+  source: corpus.Corpus, survey: corpus.Survey, split: str
+) -> Iterator[dict[str, str]]:
+  for document in source.split(split, survey):
+    yield {"name": document.name, "text": document.text}
+
+
+def _standard_library(
+  source: corpus.Corpus, survey: corpus.Survey, data_dir: str, split: str
+) -> Iterable[dict[str, bytes]]:
+  # TFDS reads ArrayRecord as a data source only, not as a tf.data.Dataset.
+  builder = builders.standard_library(source, survey, data_dir)
+  examples = builder.as_data_source(split)
+  return (examples[number] for number in range(len(examples)))
+
+
+def _with_split(
+  read: Callable[[str], tf.data.Dataset],
+) -> seqio.FunctionDataSource:
+  """A source whose examples say which split they are of."""
+
+  def dataset(split: str, shuffle_files: bool, seed: int | None = None):
+    del shuffle_files, seed  # the records are shuffled, when they are read
+    return read(split).map(
+      lambda example: {**example, "split": tf.constant(split)}
+    )
+
+  return seqio.FunctionDataSource(dataset, splits=pipeline.SPLITS)
+
+
+def _tokenized(
+  data: pipeline.Data, name: str, source: seqio.FunctionDataSource
+) -> seqio.Task:
+  vocabulary = vocab.load(data.vocabulary)
+  feature = seqio.Feature(
+    seqio_vocabulary.SeqioVocabulary(vocabulary), add_eos=False, rank=1
+  )
+  # Rearranging and splitting are for training: a validation figure is over the
+  # text as it is.
+  train = preprocess.Preprocessor(
+    vocabulary,
+    fim_rate=data.fim_rate,
+    split_rate=data.split_rate,
+    seed=data.seed,
+  )
+  validation = preprocess.Preprocessor(
+    vocabulary, fim_rate=0, split_rate=0, seed=data.seed
+  )
+  step = functools.partial(_tokenize, train=train, validation=validation)
+  return seqio.Task(
+    name,
+    source=source,
+    preprocessors=[step],
+    output_features={"targets": feature},
+  )
+
+
+def _tokenize(
+  dataset: tf.data.Dataset,
+  train: preprocess.Preprocessor,
+  validation: preprocess.Preprocessor,
+) -> tf.data.Dataset:
+  """The preprocessor that adds `targets`."""
+
+  def encode(text: bytes, split: bytes):
+    preprocessor = train if split == b"train" else validation
+    return preprocessor(text.decode("utf-8"))
+
+  def add(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    targets = tf.numpy_function(
+      encode, [example["text"], example["split"]], tf.int32, stateful=False
+    )
+    return {**example, "targets": tf.ensure_shape(targets, [None])}
+
+  return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
