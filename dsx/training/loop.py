@@ -196,7 +196,7 @@ class Trainer:
       self.workdir,
       schedule=run.schedule,
       first_step=first_step,
-      bytes_per_token=metadata["bytes_per_token"],
+      bytes_per_token=metadata["bytes"] / metadata["tokens"],
       mfu=self.mfu,
       layers=[*map(str, names), *(f"mtp_{k}" for k in depths)],
       log_every=run.log_every,
@@ -220,10 +220,7 @@ class Trainer:
 
   def mfu(self, tokens_per_second: float) -> float:
     """Share of the devices' peak that `tokens_per_second` amounts to."""
-    peak = cost.peak_flops(self.run.dtypes.compute) * len(
-      self.mesh.devices.flat
-    )
-    return tokens_per_second * self._flops / peak
+    return tokens_per_second * self._flops / self._peak
 
 
 def peak_flops(mesh: jax.sharding.Mesh, dtype: str) -> float:

@@ -97,7 +97,7 @@ def router_biases(router_bias, load, speed):
 
 def train_step(
   model: deepseek.DeepSeek,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   state: state_lib.TrainState,
   batch,
   scalars,
@@ -120,19 +120,20 @@ def train_step(
     model, state.params, state.router_bias, batch, scalars
   )
   grad_norm = optimizer_lib.global_norm(grads)
-  finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
-  direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  rate = scalars["learning_rate"]
+  finite = optimizer_lib.all_finite(metrics["loss"], grad_norm)
+  # A refused step keeps the moments (`take`) and moves nothing (rate 0).
+  direction, opt_state = optimizer.update(
+    grads, state.opt_state, state.params, grad_norm=grad_norm, take=finite
+  )
+  rate = jnp.where(finite, scalars["learning_rate"], 0.0)
   params = jax.tree.map(
     lambda p, d: (p - rate * d).astype(p.dtype), state.params, direction
   )
   bias = router_biases(
     state.router_bias, metrics["load"], scalars["bias_update_speed"]
   )
-  params, opt_state, bias = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old),
-    (params, opt_state, bias),
-    (state.params, state.opt_state, state.router_bias),
+  bias = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), bias, state.router_bias
   )
   refused = jnp.logical_not(finite).astype(jnp.int32)
   metrics |= {
