@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 import difflib
+import re
 from typing import NamedTuple
 
-_LONGEST_LINE = 400
+_LONGEST_LINE = 600
+_LONG_WORD = re.compile(r"(\S{80})\S{80,}(\S{40})")
 
 
 class Place(NamedTuple):
@@ -59,6 +61,8 @@ def printable(text: str) -> str:
     character if character.isprintable() else repr(character)[1:-1]
     for character in text
   )
+  # A remedy stands at the end: what makes a line long is cut in the middle.
+  kept = _LONG_WORD.sub(r"\1...\2", kept)
   if len(kept) > _LONGEST_LINE:
     kept = kept[: _LONGEST_LINE - 3] + "..."
   return kept

@@ -32,6 +32,7 @@ _PARSER_ERRORS = (
   RecursionError,
   StopIteration,
   SyntaxError,
+  SystemError,  # CPython 3.12's tokenizer, on some malformed bytes
   TypeError,
   ValueError,
   tokenize.TokenError,

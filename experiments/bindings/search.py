@@ -56,7 +56,9 @@ class SearchPath:
       NotFound: there is none, or it is out of bounds.
     """
     if not name.endswith(".gin"):
-      raise NotFound(f"include {name!r}: expected a name ending in .gin")
+      raise NotFound(
+        f"include {name!r}: expected a name ending in .gin; rename the file"
+      )
     allowed = [base.resolve() for base in (folder, self.cwd, self.configs)]
     outside = False
     for base in (folder, self.cwd, self.root, self.configs):

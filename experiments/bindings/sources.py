@@ -53,8 +53,11 @@ class Sources:
       return None
     path = self._roots[package].joinpath(*rest)
     for candidate in (path / "__init__.py", path.with_name(f"{path.name}.py")):
-      if candidate.is_file():
-        return candidate
+      try:
+        if candidate.is_file():
+          return candidate
+      except OSError:  # a name longer than the file system's longest
+        return None
     return None
 
   def exists(self, name: str) -> bool:
