@@ -252,6 +252,7 @@ class Checkpointer:
       if step in self._damaged:
         self._directory.set_aside(step)
       self._directory.remove_unfinished(only=step)
+    self._damaged.discard(step)
     plain = {name: leaves_lib.plain(leaf) for name, leaf in leaves.items()}
     pieces = {
       name: checksum.pieces(leaf, ordinal=ordinal)

@@ -198,7 +198,7 @@ def canonical(value: Any) -> str:
 
 def write(directory: pathlib.Path, manifest: Manifest) -> None:
   """Puts the manifest into its step directory, wholly or not at all."""
-  write_atomically(directory / NAME, _encode(manifest))
+  write_atomically(directory / NAME, encode(manifest))
   # The directories too: a rename lives in the directory's own data.
   for folder in (directory, directory.parent):
     descriptor = os.open(folder, os.O_RDONLY)
@@ -222,22 +222,44 @@ def read(directory: pathlib.Path) -> Manifest:
   """Reads the manifest of a step directory and checks it against itself.
 
   Raises:
-    ManifestError: if it is absent, unreadable, changed in any bit, of another
-      format, or names files outside of the directory.
+    ManifestError: if it is absent, unreadable, changed in any bit, or names
+      files outside of the directory.
   """
   try:
     descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:
-      data = file.read()
+      return decode(file.read())
   except FileNotFoundError as error:
     raise ManifestError(
       f"{NAME!r} is missing, its save did not finish"
     ) from error
   except OSError as error:
     raise ManifestError(f"{NAME!r} cannot be read: {error.strerror}") from error
+
+
+def encode(manifest: Manifest) -> bytes:
+  """Writes a manifest as the text of its file."""
+  body = dataclasses.asdict(manifest) | {"format": _FORMAT}
+  return (canonical(body | {"digest": digest(body)}) + "\n").encode()
+
+
+def decode(data: bytes) -> Manifest:
+  """Undoes `encode`.
+
+  Raises:
+    ManifestError: for any other bytes, or names that leave the directory.
+  """
   try:
-    manifest = _decode(data)
-    intact = _encode(manifest) == data
+    content = json.loads(data)
+    manifest = Manifest(
+      step=content["step"],
+      leaves={
+        name: Leaf(**leaf | {"shape": tuple(leaf["shape"])})
+        for name, leaf in content["leaves"].items()
+      },
+      files={name: File(**file) for name, file in content["files"].items()},
+    )
+    intact = encode(manifest) == data
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
     intact = False
   if not intact:
@@ -246,20 +268,3 @@ def read(directory: pathlib.Path) -> Manifest:
     if posixpath.isabs(name) or ".." in name.split("/"):
       raise ManifestError(f"{NAME!r} names a file outside: {name!r}")
   return manifest
-
-
-def _encode(manifest: Manifest) -> bytes:
-  body = dataclasses.asdict(manifest) | {"format": _FORMAT}
-  return (canonical(body | {"digest": digest(body)}) + "\n").encode()
-
-
-def _decode(data: bytes) -> Manifest:
-  content = json.loads(data)
-  return Manifest(
-    step=content["step"],
-    leaves={
-      name: Leaf(**leaf | {"shape": tuple(leaf["shape"])})
-      for name, leaf in content["leaves"].items()
-    },
-    files={name: File(**file) for name, file in content["files"].items()},
-  )

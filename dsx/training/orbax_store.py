@@ -4,6 +4,7 @@ Orbax shards, writes and commits; what it does not do is in `checkpoint.py`.
 """
 
 from collections.abc import Mapping
+import logging
 import pathlib
 from typing import Any
 
@@ -17,6 +18,25 @@ METADATA = "metadata/metadata"
 # Replicas write a slice each only of arrays larger than this: cutting slices
 # compiles a program per slice, which small arrays do not repay.
 _REPLICA_SLICE_BYTES = 2**24
+
+
+_ORBAX = str(pathlib.Path(ocp.__file__).parent)
+
+
+class _RaisedAnyway(logging.Filter):
+  """Drops Orbax's and its event loops' reports of errors that are also raised.
+
+  A full disk gives some 400 lines of tracebacks from five threads, in which the
+  one line that says so drowns.
+  """
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    if record.levelno < logging.ERROR:
+      return True
+    return _ORBAX not in record.pathname + record.getMessage()
+
+
+_RAISED_ANYWAY = _RaisedAnyway()
 
 
 class OrbaxStore:
@@ -89,6 +109,8 @@ class OrbaxStore:
 
   def _opened(self) -> ocp.AsyncCheckpointer:
     if self._checkpointer is None:
+      for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_RAISED_ANYWAY)
       handler = ocp.PyTreeCheckpointHandler(
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
           (

@@ -8,7 +8,9 @@ together, or none.
 
 from collections.abc import Mapping
 import json
+import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -165,6 +167,9 @@ def gather(text: str) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-  """The first line of an error's message, shortened."""
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:300]
+  """Says in one line what an error is about."""
+  text = " ".join(str(error).split()) or type(error).__name__
+  code = re.search(r"os_error_code='(\d+)'", text)
+  if code:  # TensorStore's: several hundred letters of paths come before it.
+    return os.strerror(int(code[1]))
+  return text[:300]
