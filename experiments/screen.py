@@ -32,13 +32,23 @@ def hush() -> None:
 
 
 def set_up_logging(*, everything: bool) -> None:
-  """Gives log lines a short form and drops INFO lines of libraries."""
-  handler = absl_logging.get_absl_handler()
+  """Gives log lines a short form and drops INFO lines of libraries.
+
+  Args:
+    everything: keep also the libraries' INFO lines.
+  """
+  # absl's own handler writes past a progress line that redirects the stream.
+  for handler in list(logging.root.handlers):
+    logging.root.removeHandler(handler)
+  handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(
     logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
   )
-  if not everything and not any(isinstance(f, _Ours) for f in handler.filters):
+  if not everything:
     handler.addFilter(_Ours())
+  logging.root.addHandler(handler)
+  level = absl_logging.converter.absl_to_standard(absl_logging.get_verbosity())
+  logging.root.setLevel(level)
 
 
 class _Ours(logging.Filter):
