@@ -92,7 +92,7 @@ class _Fields:
     if value not in choices:
       expected = " or ".join(map(repr, choices))
       self.fail(field, expected, "dsx has no other form of it")
-    return value
+    return choices[choices.index(value)]
 
 
 def read(folder: pathlib.Path) -> config_lib.DeepSeekConfig:
@@ -179,13 +179,13 @@ def _rope(fields: _Fields) -> tuple[float, config_lib.RopeScaling | None]:
   """(theta, scaling), from `rope_parameters` or the two older fields."""
   new = fields.raw.get("rope_parameters")
   if new is None:
-    scaling = _scaling(fields, "rope_scaling")
-    return fields.number("rope_theta"), scaling
-  if fields.raw.get("rope_scaling") not in (None, new):
+    return fields.number("rope_theta"), _scaling(fields, "rope_scaling")
+  scaling = _scaling(fields, "rope_parameters")
+  old = fields.raw.get("rope_scaling")
+  if old is not None and _scaling(fields, "rope_scaling") != scaling:
     fields.fail(
       "rope_scaling", "the same as rope_parameters", "remove one of them"
     )
-  scaling = _scaling(fields, "rope_parameters")
   nested = _Fields(fields.path / "rope_parameters", new)
   return nested.number("rope_theta"), scaling
 
@@ -197,10 +197,10 @@ def _scaling(fields: _Fields, field: str) -> config_lib.RopeScaling | None:
   if not isinstance(raw, dict):
     fields.fail(field, "an object or null", "fix it")
   nested = _Fields(fields.path / field, raw)
-  kinds = {raw[key] for key in ("type", "rope_type") if key in raw}
-  if kinds == {"default"}:
+  kinds = [raw[key] for key in ("type", "rope_type") if key in raw]
+  if kinds and all(kind == "default" for kind in kinds):
     return None
-  if kinds != {"yarn"}:
+  if not kinds or any(kind != "yarn" for kind in kinds):
     fields.fail(field, "type 'yarn' or 'default'", "dsx has no other scaling")
   known = (*_ROPE_FIELDS, "type", "rope_type", "rope_theta")
   unknown = [k for k in raw if k not in known and raw[k] is not None]

@@ -8,6 +8,7 @@ into them.
 """
 
 from collections.abc import Iterator
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -108,6 +109,7 @@ class Leaf(NamedTuple):
     return zip(indices, self.names, strict=True)
 
 
+@functools.lru_cache(maxsize=8)
 def leaves(config: config_lib.DeepSeekConfig) -> tuple[Leaf, ...]:
   """All parameters of the model that `config` describes."""
   model = deepseek.DeepSeek(config)

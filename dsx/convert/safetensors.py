@@ -225,7 +225,7 @@ def write(path, tensors: Iterable[Planned]) -> None:
   with unfinished.open("wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors:
-      array = np.ascontiguousarray(tensor.make())
+      array = np.asarray(tensor.make(), order="C")
       if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
         raise ValueError(
           f"{tensor.name}: {array.dtype} {array.shape}: expected "
