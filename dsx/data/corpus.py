@@ -7,8 +7,10 @@ Split
   A hash of the file's name decides between train and validation. With fewer
   than `FILES_TO_SPLIT_BY_NAME` files that would be a lottery (and with one file
   impossible), so there the document's content decides, text files being cut at
-  line ends into pieces of about `PIECE_BYTES`. If chance leaves validation
-  empty, the unit of lowest hash goes there.
+  line ends into pieces of about `PIECE_BYTES`. Units (files or documents) of
+  low hash are for validation: below the fraction asked for, so that a growing
+  corpus never moves one; but where fewer than `UNITS_LEFT_TO_CHANCE` units are
+  to be expected, exactly that fraction, as a dozen of hashes may all be high.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,9 @@ from dsx.data import vocab
 
 # Fewer files than this are split by document; see the module docstring.
 FILES_TO_SPLIT_BY_NAME = 20
+
+# From so many units for validation on, chance gives about as many.
+UNITS_LEFT_TO_CHANCE = 16
 
 # How a text file is cut where documents decide the split, in bytes. Long enough
 # that a boundary is rare, short enough that 100 kB give a dozen of pieces.
@@ -110,29 +115,32 @@ class Corpus:
         little to split.
     """
     documents = size = 0
-    lowest, highest = 1.0, 0.0
+    enough = UNITS_LEFT_TO_CHANCE / self.validation_fraction
+    positions = set()
     for document in self.documents():
       documents += 1
       size += len(document.text.encode("utf-8"))
-      position = _position(document.key)
-      lowest, highest = min(lowest, position), max(highest, position)
+      if len(positions) < enough:
+        positions.add(_position(document.key))
     if not documents:
       raise source_files.CorpusError(
         f"Data.files: the {len(self.files)} files of task {self.task!r} hold "
         "no text; expected at least two documents"
       )
-    if lowest == highest:
+    if len(positions) == 1:
       raise source_files.CorpusError(
         f"Data.files: the corpus of task {self.task!r} is a single unit of "
         f"{size} bytes, so that nothing can be held out for validation; "
         "expected more text, or more than one file"
       )
+    threshold = self.validation_fraction
+    if len(positions) < enough:
+      count = round(self.validation_fraction * len(positions))
+      count = min(max(count, 1), len(positions) - 1)
+      threshold = sorted(positions)[count - 1]
     skipped = 0
     if self.task == "stdlib":
       skipped = sum(not _is_utf8(file) for file in self.files)
-    threshold = max(self.validation_fraction, lowest)
-    if threshold >= highest:  # one document too many would leave no train split
-      threshold = lowest
     return Survey(documents, size, skipped, threshold)
 
   def split(self, split: str, survey: Survey) -> Iterator[Document]:

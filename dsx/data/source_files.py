@@ -95,7 +95,7 @@ def matched(patterns: Sequence[str]) -> tuple[File, ...]:
     expanded = os.path.abspath(os.path.expanduser(pattern))
     paths = [
       pathlib.Path(path)
-      for path in glob.glob(expanded, recursive=True)
+      for path in sorted(glob.glob(expanded, recursive=True))
       if os.path.isfile(path)
     ]
     if not paths:

@@ -37,6 +37,10 @@ METADATA = "metadata.json"
 # A new shard begins when one has this many bytes of records.
 SHARD_BYTES = 256 << 20
 
+# Up to so many records are read singly: reading them at once starts threads,
+# which costs about as much as this many reads.
+_FEW = 32
+
 # One record a chunk: random access then decompresses nothing in vain.
 _WRITER_OPTIONS = "group_size:1"
 
@@ -152,10 +156,7 @@ class Reader:
     Raises:
       CorruptionError: a record is not what was written; names it.
     """
-    try:
-      raws = self._source.__getitems__(numbers)
-    except (RuntimeError, ValueError, IndexError):
-      raws = [self._read_one(number) for number in numbers]
+    raws = self._read_many(numbers)
     for number, raw in zip(numbers, raws, strict=True):
       damage = self._layout.damage(number, raw)
       if damage:
@@ -180,6 +181,14 @@ class Reader:
         f"{digest.hexdigest()}, expected {self._entry['digest']}; delete the "
         "directory and prepare the data again"
       )
+
+  def _read_many(self, numbers: Sequence[int]) -> Sequence[bytes]:
+    if len(numbers) > _FEW:
+      try:
+        return self._source.__getitems__(numbers)
+      except (RuntimeError, ValueError, IndexError):
+        pass  # which record it was, reading them singly will tell
+    return [self._read_one(number) for number in numbers]
 
   def _read_one(self, number: int) -> bytes:
     try:
