@@ -26,6 +26,8 @@ from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import ema as ema_lib
+from dsx.training import history
+from dsx.training import metrics as metrics_lib
 from dsx.training import observer
 from dsx.training import preemption as preemption_lib
 from dsx.training import pretraining
@@ -65,9 +67,13 @@ class Trainer:
       jax.random.key(run.seed), sharding_lib.replicated(self.mesh)
     )
     self.ema: ema_lib.Ema | None = None
+    self.saved: int | None = None  # the newest good checkpoint's step
     self.wall_before = 0.0
     self.started = time.monotonic()
     self._peak = peak_flops(self.mesh, run.dtypes.compute)
+    # Router biases and MTP modules count as well.
+    self.parameters = cost.parameters(run.config)
+    self.parameters += cost.mtp_parameters(run.config)
     self._flops = cost.flops_per_token(
       run.config, run.data.sequence_length, mtp=True
     )
@@ -86,7 +92,6 @@ class Trainer:
   def _arrays(self, state) -> dict:
     arrays = {"state": state, "key": self.key}
     if self.ema is not None:
-      self.ema.wait()
       arrays["ema"] = self.ema.arrays()
     return arrays
 
@@ -109,6 +114,7 @@ class Trainer:
       state = restored.arrays["state"]
       self.key = restored.arrays["key"]
       self.wall_before = restored.metadata["wall_seconds"]
+      self.saved = restored.step
       note = "; ".join([f"resumed at step {restored.step:,}", *restored.notes])
     else:
       state = state_lib.initialise(
@@ -133,6 +139,7 @@ class Trainer:
       "run": self.run.identity(),
     }
     self.checkpoints.save(step, self._arrays(state), metadata)
+    self.saved = step
 
   def wall_seconds(self) -> float:
     """Seconds that this run has taken, earlier processes included."""
@@ -186,8 +193,8 @@ class Trainer:
     )
     return self.run.sample_prompt + vocabulary.decode(tokens)
 
-  def observer(self, first_step: int) -> observer.Observer:
-    """What a person sees, from `first_step` on."""
+  def observer(self, state) -> observer.Observer:
+    """What a person sees of the steps that follow `state`."""
     run, metadata = self.run, self.source.metadata
     config = run.config
     names = range(config.first_k_dense_replace, config.num_hidden_layers)
@@ -195,7 +202,9 @@ class Trainer:
     return observer.Observer(
       self.workdir,
       schedule=run.schedule,
-      first_step=first_step,
+      first_step=int(state.step),
+      skipped=int(state.skipped),
+      skipped_in_a_row=int(state.skipped_in_a_row),
       bytes_per_token=metadata["bytes"] / metadata["tokens"],
       mfu=self.mfu,
       layers=[*map(str, names), *(f"mtp_{k}" for k in depths)],
@@ -206,11 +215,10 @@ class Trainer:
   def describe(self, note: str) -> str:
     """The run in a few lines, before its first step."""
     config, length = self.run.config, self.run.data.sequence_length
-    total = cost.parameters(config) + cost.mtp_parameters(config)
     devices = self.mesh.devices.flat
     steps, tokens = self.total_steps, self.run.schedule.total_tokens
     return (
-      f"model: {total:,} parameters, {cost.active_parameters(config):,} "
+      f"model: {self.parameters:,} parameters, {cost.active_parameters(config):,} "
       f"active, {self._flops / 1e6:,.1f} MFLOPs per token\n"
       f"data: {len(self.source):,} sequences of {length} tokens "
       f"({self.run.data.task})\n"
@@ -262,22 +270,25 @@ def train(
   """
   workdir = workdir_lib.claim(workdir, run)
   trainer = Trainer(run, workdir)
-  with sharding_lib.use(trainer.mesh, run.sharding):
+  # Whatever ends the run, a save that has begun is finished.
+  with sharding_lib.use(trainer.mesh, run.sharding), trainer.checkpoints:
     state, note = trainer.begin()
     first = int(state.step)
-    with trainer.observer(first) as show:
+    with trainer.observer(state) as show:
       show.say(trainer.describe(note))
       state, last = _steps(trainer, state, first, show)
       with show.pause():
-        if last not in trainer.checkpoints.steps():
+        if trainer.saved != last:
           trainer.save(state, last)
         trainer.checkpoints.wait()
       summary = _finish(trainer, state, last, show)
-  trainer.checkpoints.close()
-  summary["resume_command"] = resume_command
-  if jax.process_index() == 0:
-    written = json.dumps(summary, indent=1)
-    (workdir / workdir_lib.SUMMARY).write_text(written)
+      if first == last:
+        summary |= _recorded(workdir)
+      summary["resume_command"] = resume_command
+      text_of_summary = json.dumps(summary, indent=1)
+      workdir_lib.describe(workdir, **{workdir_lib.SUMMARY: text_of_summary})
+      if resume_command:
+        show.say(f"to resume: {resume_command}")
   return summary
 
 
@@ -294,8 +305,8 @@ def _steps(trainer: Trainer, state, first: int, show: observer.Observer):
       phase = run.schedule.phase(position.step)
       state, metrics = take(state, batch, trainer.scalars(phase))
       step = position.step + 1
-      if trainer.ema is not None and step % run.ema_every == 0:
-        trainer.ema.update(state.params)
+      if trainer.ema is not None:
+        trainer.ema.update(state.params, step)
       show.took(position, phase, metrics, batches.wait_seconds)
       stopping = preemption.requested(step)
       last = stopping or step == trainer.total_steps
@@ -332,8 +343,9 @@ def _finish(trainer: Trainer, state, step: int, show: observer.Observer):
     score = evaluator.score(state.params, state.router_bias)
     more = {}
     if trainer.ema is not None:
-      trainer.ema.wait()
-      averaged = evaluator.score(trainer.ema.arrays(), state.router_bias)
+      averaged = evaluator.score(
+        trainer.ema.arrays(on_device=True), state.router_bias
+      )
       more["ema_bits_per_byte"] = averaged.bits_per_byte
     show.validated(position, score, **more)
     digest = state_lib.digest(state, sequences)
@@ -355,10 +367,23 @@ def _finish(trainer: Trainer, state, step: int, show: observer.Observer):
     "bigram_bits_per_byte": bigram,
     "tokens_per_second": _number(speed),
     "mfu": _number(trainer.mfu(speed)),
-    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    "parameters": trainer.parameters,
     "max_violation": _number(show.max_violation),
     "wall_seconds": trainer.wall_seconds(),
     "state_digest": digest,
+  }
+
+
+def _recorded(workdir: pathlib.Path) -> dict:
+  """What the metrics know of a run that had no step left to take."""
+  records = [r for r in metrics_lib.read(workdir) if r["kind"] == "train"]
+  names = {"train_loss": "loss"} | {
+    name: name for name in ("tokens_per_second", "mfu", "max_violation")
+  }
+  return {
+    name: _number(history.number(record, field))
+    for record in records[-1:]
+    for name, field in names.items()
   }
 
 

@@ -39,6 +39,8 @@ class Observer:
     *,
     schedule: schedules.Schedule,
     first_step: int,
+    skipped: int,
+    skipped_in_a_row: int,
     bytes_per_token: float,
     mfu,
     layers: list[str],
@@ -51,6 +53,8 @@ class Observer:
       workdir: of the run.
       schedule: of the run.
       first_step: steps that a restored checkpoint has taken.
+      skipped: how many of them were refused.
+      skipped_in_a_row: how many of the latest.
       bytes_per_token: of the training data, for bits per byte.
       mfu: from tokens per second to a share of the devices' peak.
       layers: names of the rows of `load`.
@@ -72,7 +76,7 @@ class Observer:
       total_tokens=schedule.total_tokens,
     )
     self._pending = None
-    self._skipped = self._skipped_in_a_row = 0
+    self._skipped, self._skipped_in_a_row = skipped, skipped_in_a_row
     self._losses: list[dict] = []
     self._mark = time.monotonic()
     self._mark_wait = self._paused = 0.0

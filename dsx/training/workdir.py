@@ -73,8 +73,7 @@ def claim(
   _check_identity(path, run)
   if jax.process_index() == 0:
     _check_room(path, run)
-    identity = json.dumps(run.identity(), indent=1)
-    (path / IDENTITY).write_text(identity)
+    describe(path, **{IDENTITY: json.dumps(run.identity(), indent=1)})
   return path
 
 
@@ -116,7 +115,12 @@ def _check_room(path: pathlib.Path, run: pretraining.Pretraining) -> None:
 
 
 def describe(path: pathlib.Path, **files: str) -> None:
-  """Writes texts that describe the run, by file name (process 0 alone)."""
+  """Writes texts that describe the run, by file name (process 0 alone).
+
+  A kill, or another process that reads, finds the old text or the new one.
+  """
   if jax.process_index() == 0:
     for name, text in files.items():
-      (path / name).write_text(text)
+      partial = path / f"{name}.partial"
+      partial.write_text(text)
+      os.replace(partial, path / name)
