@@ -19,6 +19,7 @@ wrong there is raised by the next `save`, `wait` or `close`.
 from collections.abc import Mapping
 import dataclasses
 import json
+import operator
 import os
 import threading
 from typing import Any
@@ -124,6 +125,7 @@ class Checkpointer:
       ValueError: if an argument is not as described.
     """
     self.wait()
+    step = operator.index(step)
     self._check_newer(step)
     leaves = leaves_lib.named(arrays)
     leaves_lib.check_savable(leaves)
@@ -218,10 +220,11 @@ class Checkpointer:
     for candidate in json.loads(listed):
       path = self._directory.path(candidate)
       problem, found = verified_read.verify(path)
-      if not problem:
+      arrays: dict[str, jax.Array] = {}
+      if found is not None and not problem:
         verified_read.check_target(path, found, wanted, partial=partial)
         problem, arrays = verified_read.arrays(self._store, path, found, wanted)
-      if not problem:
+      if found is not None and not problem:
         for note in notes:
           logging.warning("Restoring step %d: %s", candidate, note)
         return Restored(
@@ -237,6 +240,8 @@ class Checkpointer:
 
   def _check_newer(self, step: int) -> None:
     """A restore takes the newest step: an older one would never be found."""
+    if step < 0:
+      raise ValueError(f"step {step}: expected a number of steps")
     newest = max(self._good(), default=-1)
     if step <= newest:
       raise CheckpointError(

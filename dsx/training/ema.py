@@ -193,7 +193,8 @@ def on_host(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
   return sharding.with_memory_kind("pinned_host")
 
 
-def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Index:
+def _key(index: Any, shape: tuple[int, ...]) -> _Index:
+  """Starts and stops of a shard; of slices there are several spellings."""
   return tuple(
     part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
   )

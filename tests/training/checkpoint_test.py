@@ -419,6 +419,13 @@ class CheckpointTest(parameterized.TestCase):
       checkpoints.save(1, arrays or _state(), metadata)
     self.assertFalse(self.root.exists())
 
+  def test_a_step_is_a_number_of_steps(self):
+    checkpoints = self._open()
+    checkpoints.save(np.int64(1), _state(1), {"tokens": 100})
+    self._assert_is(checkpoints.restore(_abstract(_state())), 1)
+    with self.assertRaisesRegex(ValueError, "step -1: expected"):
+      self._open().save(-1, _state(), {})
+
   def test_refuses_a_target_without_sharding(self):
     target = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
     with self.assertRaisesRegex(ValueError, "target 'a' has no sharding"):
