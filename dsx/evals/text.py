@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsx.models import deepseek
+from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches
 from dsx.training import losses
 
@@ -62,6 +63,9 @@ class Evaluator:
   """Scores parameters on the first records of a split, always the same.
 
   Compiled once; evaluation changes nothing, router biases and loads included.
+
+  Attributes:
+    records: sequences that are scored.
   """
 
   def __init__(self, model, source, mesh, *, batch_size: int, records: int):
@@ -73,20 +77,33 @@ class Evaluator:
       mesh: the device mesh.
       batch_size: sequences at a time, a multiple of the mesh's batch shards.
       records: how many to score; all if there are fewer.
+
+    Raises:
+      ValueError: there is nothing to score.
     """
     self._source, self._mesh = source, mesh
     self._batch_size = batch_size
-    self._records = min(records, len(source))
+    self.records = min(records, len(source))
+    if self.records < 1:
+      raise ValueError(
+        f"evaluation records={records} of a split of {len(source)}: expected "
+        "at least 1; raise it, or bring a larger corpus"
+      )
     self._token_bytes = np.asarray(source.metadata["token_bytes"], np.int32)
-    self._sums = jax.jit(functools.partial(sums, model))
+    # Replicated, so that every process can read them.
+    self._sums = jax.jit(
+      functools.partial(sums, model),
+      out_shardings=sharding_lib.replicated(mesh),
+    )
 
   def _batches(self):
-    for start in range(0, self._records, self._batch_size):
-      stop = min(start + self._batch_size, self._records)
-      indices = batches.layout(np.arange(start, stop), self._batch_size, 1)
+    for start in range(0, self.records, self._batch_size):
+      rows = start + np.arange(self._batch_size)
+      # What only fills the last batch is its last record again, uncounted.
+      indices = np.minimum(rows, self.records - 1)[None, :]
       batch = batches.place(self._source, indices, self._mesh)
-      # Rows that only fill the last batch count nothing.
-      used = np.broadcast_to((indices >= 0)[..., None], batch["tokens"].shape)
+      used = (rows < self.records)[None, :, None]
+      used = np.broadcast_to(used, batch["tokens"].shape)
       used = jax.device_put(used, batch["tokens"].sharding)
       batch["loss_mask"] = used * batch.get("loss_mask", True)
       yield batch

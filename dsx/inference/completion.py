@@ -1,0 +1,106 @@
+"""Continuing a text: what lies between a prompt and `generate`."""
+
+from typing import NamedTuple
+
+import jax
+
+from dsx.data import vocab as vocab_lib
+from dsx.inference import generate
+from dsx.inference import sampling
+from dsx.models import deepseek
+
+
+class Completion(NamedTuple):
+  """What a model said.
+
+  Attributes:
+    text: without the prompt and without special tokens.
+    tokens: the ids that were drawn, EOS included.
+    ended: whether the model ended the text by itself.
+  """
+
+  text: str
+  tokens: list[int]
+  ended: bool
+
+
+def prompt_tokens(vocabulary: vocab_lib.Vocabulary, prompt: str) -> list[int]:
+  """The ids of a prompt, with BOS first if the vocabulary has one.
+
+  Raises:
+    ValueError: the prompt is empty.
+  """
+  if not prompt:
+    raise ValueError("prompt='': expected text; give something to continue")
+  bos = vocabulary.special.get("bos")
+  return ([] if bos is None else [bos]) + vocabulary.encode(prompt)
+
+
+def context_window(
+  model: deepseek.DeepSeek,
+  vocabulary: vocab_lib.Vocabulary,
+  tokens: list[int],
+  how: sampling.Sampling,
+) -> int:
+  """The window of a completion, once everything about it is found right.
+
+  Raises:
+    ValueError: the vocabulary is larger than the model's, the window longer
+      than the model's context, or the prompt longer than the window.
+  """
+  config = model.config
+  if vocabulary.size > config.vocab_size:
+    raise ValueError(
+      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
+      f"{config.vocab_size}: expected the vocabulary it was trained with"
+    )
+  longest = config.max_position_embeddings
+  window = longest if how.window is None else how.window
+  if window > longest:
+    raise ValueError(
+      f"window={window}: expected at most max_position_embeddings={longest}, "
+      "the model's context; shorten it"
+    )
+  if len(tokens) > window:
+    raise ValueError(
+      f"prompt of {len(tokens)} tokens: expected at most window={window}; "
+      f"shorten it, or raise the window (this model's context is {longest})"
+    )
+  return window
+
+
+def complete(
+  model: deepseek.DeepSeek,
+  variables,
+  vocabulary: vocab_lib.Vocabulary,
+  prompt: str,
+  how: sampling.Sampling = sampling.Sampling(),  # noqa: B008, it is frozen
+) -> Completion:
+  """Continues a text until EOS or `how.max_new_tokens`.
+
+  Args:
+    model: the model.
+    variables: `params` and `router_bias`.
+    vocabulary: the one that the model was trained with.
+    prompt: at least one character. Special tokens in it are plain text.
+    how: length, temperature, window and seed.
+
+  Raises:
+    ValueError: see `prompt_tokens` and `context_window`.
+  """
+  tokens = prompt_tokens(vocabulary, prompt)
+  eos = vocabulary.special["eos"]
+  drawn = generate.generate(
+    model,
+    variables,
+    tokens,
+    n_tokens=how.max_new_tokens,
+    window=context_window(model, vocabulary, tokens, how),
+    temperature=how.temperature,
+    key=jax.random.key(how.seed),
+    stop=eos,
+    vocab_size=vocabulary.size,
+  )
+  return Completion(
+    text=vocabulary.decode(drawn), tokens=drawn, ended=drawn[-1] == eos
+  )

@@ -1,0 +1,181 @@
+"""A trained model, read back from the workdir of its run.
+
+    from dsx.training import restore
+    trained = restore.load("runs/v3_tiny")
+    logits, _ = trained.model.apply(trained.variables, tokens)
+
+The checkpoint says itself what it is of: neither gin files nor the optimizer
+state are read.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dsx.data import pipeline
+from dsx.models import config as config_lib
+from dsx.models import deepseek
+from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import sharding as sharding_lib
+from dsx.training import checkpoint as checkpoint_lib
+from dsx.training import pretraining
+from dsx.training import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """A model and where it comes from.
+
+  Attributes:
+    model: the model.
+    variables: `params` and, if the model has one, `router_bias`.
+    average: the moving average of `params`, if it was asked for and kept.
+    data: what the model was trained on.
+    step: optimizer steps taken.
+    tokens: tokens trained on.
+    notes: one line for everything that a person should know.
+  """
+
+  model: deepseek.DeepSeek
+  variables: Any
+  average: Any
+  data: pipeline.Data
+  step: int
+  tokens: int
+  notes: tuple[str, ...]
+
+
+def is_workdir(path: str | os.PathLike[str]) -> bool:
+  """Whether a run has put checkpoints into this folder."""
+  return (pathlib.Path(path) / workdir_lib.CHECKPOINTS).is_dir()
+
+
+def checkpoints(path: str | os.PathLike[str]) -> checkpoint_lib.Checkpointer:
+  """Opens the checkpoints of a workdir.
+
+  Raises:
+    WorkdirError: there are none.
+  """
+  if not is_workdir(path):
+    raise workdir_lib.WorkdirError(
+      f"{path}: no checkpoint; expected the workdir of a run that saved one "
+      f"(it has a folder {workdir_lib.CHECKPOINTS}/)"
+    )
+  return checkpoint_lib.Checkpointer(
+    pathlib.Path(path) / workdir_lib.CHECKPOINTS
+  )
+
+
+def config_of(identity: dict) -> config_lib.DeepSeekConfig:
+  """The model's config in a run's identity (`run.json`).
+
+  Raises:
+    WorkdirError: it has fields that this version does not know.
+  """
+  fields = dict(identity["config"])
+  scaling = fields.pop("rope_scaling", None)
+  if scaling is not None:
+    scaling = _made(config_lib.RopeScaling, scaling)
+  return _made(config_lib.DeepSeekConfig, {**fields, "rope_scaling": scaling})
+
+
+def _made(cls, fields: dict):
+  try:
+    return cls(**fields)
+  except TypeError as error:
+    raise workdir_lib.WorkdirError(
+      f"the checkpoint's {cls.__name__} is not of this version ({error}): use "
+      "the commit in its versions.json"
+    ) from error
+
+
+def load(
+  workdir: str | os.PathLike[str],
+  *,
+  run: pretraining.Pretraining | None = None,
+  step: int | None = None,
+  average: bool = False,
+) -> Trained:
+  """Loads a trained model.
+
+  Args:
+    workdir: of the run.
+    run: says how to place and run the model, and may have other data. Without
+      it, the model is the one that was saved, on one device.
+    step: this step or none. By default the newest that is good.
+    average: whether to load the average of the parameters, too, if there is
+      one.
+
+  Raises:
+    WorkdirError: there is no checkpoint.
+    CheckpointError: there is no good one, or it is not of `run`.
+  """
+  with checkpoints(workdir) as checkpointer:
+    metadata = checkpointer.metadata(step)
+    identity = metadata["run"]
+    if run is None:
+      model = deepseek.DeepSeek(
+        config_of(identity), _made(dtypes_lib.Dtypes, identity["dtypes"])
+      )
+      mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
+      rules = sharding_lib.Sharding(strategy="replicated").parameters
+    else:
+      model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
+      mesh, rules = mesh_lib.make(run.mesh), run.sharding.parameters
+    target = {"state": abstract(model, rules, mesh)}
+    if average and identity["ema_decay"] is not None:
+      target["ema"] = jax.tree.map(_averaged, target["state"]["params"])
+    restored = checkpointer.restore(target, step=step, partial=True)
+  notes = [*restored.notes, *_differences(identity, run)]
+  return Trained(
+    model=model,
+    variables=restored.arrays["state"],
+    average=restored.arrays.get("ema"),
+    data=_made(pipeline.Data, identity["data"]),
+    step=restored.step,
+    tokens=restored.metadata["tokens"],
+    notes=tuple(notes),
+  )
+
+
+def abstract(model: deepseek.DeepSeek, rules: sharding_lib.Rules, mesh):
+  """ShapeDtypeStructs of a model's variables with their shardings.
+
+  Args:
+    model: the model.
+    rules: logical to mesh axes, see `Sharding.parameters`.
+    mesh: the device mesh.
+  """
+  boxed = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32)),
+    jax.random.key(0),
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    sharding_lib.unbox(boxed),
+    sharding_lib.shardings(boxed, rules, mesh),
+  )
+
+
+def _averaged(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """The average is float32 whatever the parameters are."""
+  return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+
+
+def _differences(identity: dict, run: pretraining.Pretraining | None):
+  """Lines on what `run` changes that changes what the model says."""
+  if run is None:
+    return
+  now = run.identity()
+  for name in ("config", "dtypes"):
+    found = workdir_lib.difference(identity[name], now[name], name)
+    if found:
+      yield f"{found[0]} is {found[2]!r} here, and was {found[1]!r} in training"
+  before, here = identity["data"]["vocabulary"], now["data"]["vocabulary"]
+  if before != here:
+    yield f"data.vocabulary is {here!r} here, and was {before!r} in training"
