@@ -218,8 +218,9 @@ class Trainer:
     devices = self.mesh.devices.flat
     steps, tokens = self.total_steps, self.run.schedule.total_tokens
     return (
-      f"model: {self.parameters:,} parameters, {cost.active_parameters(config):,} "
-      f"active, {self._flops / 1e6:,.1f} MFLOPs per token\n"
+      f"model: {self.parameters:,} parameters, "
+      f"{cost.active_parameters(config):,} active, "
+      f"{self._flops / 1e6:,.1f} MFLOPs per token\n"
       f"data: {len(self.source):,} sequences of {length} tokens "
       f"({self.run.data.task})\n"
       f"run: {steps:,} steps, {tokens:,} tokens, on {len(devices)} "
