@@ -15,6 +15,7 @@ define, and build only dataclasses and Linen modules.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+import itertools
 
 from experiments.bindings import annotations
 from experiments.bindings import fitting
@@ -85,10 +86,12 @@ def check(
       raise problems.Refused([problems.Problem(place, message)])
   program = program_lib.Program(statements, index)
   try:
-    found.extend(_check_bindings(program, known))
+    mistakes = _check_bindings(program, known)
+    found.extend(itertools.islice(mistakes, reader_lib.MOST_PROBLEMS))
     # With statements missing, all that leads to them would seem unused.
     if reader.complete:
-      found.extend(_check_whole(program, target, also))
+      mistakes = _check_whole(program, target, also)
+      found.extend(itertools.islice(mistakes, reader_lib.MOST_PROBLEMS))
   except RecursionError:
     place = problems.Place("--gin_file", 1)
     found.append(
@@ -228,7 +231,10 @@ def _unused_remedy(program, target, walk, scope, name) -> str:
 
 def _check_required(program, walk) -> Iterable[problems.Problem]:
   for binding in walk.bindings.values():
-    value = program.value(binding.value)
+    try:
+      value = program.value(binding.value)
+    except ValueError:
+      continue  # too large: said elsewhere
     if values.REQUIRED in list(values.leaves(value)):
       key = "/".join((*binding.scope, program_lib.short(binding.name)))
       key = f"{key}.{binding.parameter}"
@@ -253,7 +259,7 @@ def _check_required(program, walk) -> Iterable[problems.Problem]:
       value = f"@{type_}()" if built else "VALUE"
       advice = f"add {key}.{missing[0].name} = {value}"
       if not program.bindings:
-        advice = "write --gin_file=FILE, such as one of gin_configs/runs"
+        advice = "give --gin_file one that does, as in gin_configs/runs"
       yield problems.Problem(
         place, f"{key} needs {what}, which nothing sets; {advice}"
       )

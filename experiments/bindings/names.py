@@ -200,7 +200,11 @@ class CommandLine(Imports):
     if failure is not None:
       raise failure
     depth = selector.count(".") + 1
-    endings = [".".join(name.split(".")[-depth:]) for name in known]
+    endings = [
+      ".".join(name.split(".")[-depth:])
+      for name in known
+      if self._index.bindable(name)
+    ]
     raise Unknown(
       f"{selector} is not a class that the gin files know; "
       + problems.suggestion(selector, endings)

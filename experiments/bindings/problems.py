@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 _LONGEST_LINE = 600
+_LONGEST_NAME = 200
 _LONG_WORD = re.compile(r"(\S{80})\S{80,}(\S{40})")
 
 
@@ -71,6 +72,8 @@ def printable(text: str) -> str:
 def nearest(name: str, names: Iterable[str]) -> str | None:
   """Returns the name that `name` is most likely a misspelling of, or None."""
   names = list(names)
+  if len(name) > _LONGEST_NAME:  # matching takes time with the square of it
+    return None
   exact = {candidate.lower(): candidate for candidate in names}
   if name.lower() in exact:
     return exact[name.lower()]

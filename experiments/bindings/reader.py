@@ -23,6 +23,10 @@ from experiments.bindings import sources
 from experiments.bindings import values
 
 _MOST_FILES = 200
+_MOST_TEXT = 1 << 19
+_LONGEST_LINE = 10_000  # the tokenizer takes time with the square of it
+# Nobody reads more, and the nearest name to each takes time.
+MOST_PROBLEMS = 100
 # What gin's parser and Python's tokenizer raise on texts that are not gin.
 _PARSER_ERRORS = (
   AssertionError,
@@ -93,7 +97,8 @@ class Reader:
     self._index = index
     self._path = path
     self._stack: list[pathlib.Path] = []
-    self._files = 0
+    self._files = self._size = 0
+    self._full = False
     self._reported: set[tuple[int, str]] = set()
     self.statements: list[Binding | MacroDefinition] = []
     self.problems: list[problems.Problem] = []
@@ -126,17 +131,23 @@ class Reader:
       circle = " > ".join(map(self._path.shown, chain))
       self._report(place, f"includes go in a circle ({circle}); remove one")
       return
-    self._files += 1
-    if self._files > _MOST_FILES:
-      if self._files == _MOST_FILES + 1:
-        self._report(place, f"more than {_MOST_FILES} files; include fewer")
+    if self._files >= _MOST_FILES or self._size >= _MOST_TEXT:
+      if not self._full:
+        self._report(
+          place,
+          f"over {_MOST_FILES} files or {_MOST_TEXT} characters in all;"
+          " include fewer",
+        )
+      self._full = True
       return
+    self._files += 1
     shown = self._path.shown(path)
     try:
       text = search.text(path)
     except search.NotFound as error:
       self._report(problems.Place(shown, 1), str(error))
       return
+    self._size += len(text)
     table = names.Imports(self._index)
     self.tables.append(table)
     self._stack.append(path)
@@ -152,8 +163,14 @@ class Reader:
     first: int | None = None,
   ) -> None:
     """Reads gin text; `first` is the line to report instead of the text's."""
+    if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
+      message = f"a line has over {_LONGEST_LINE} characters; break it"
+      self._report(problems.Place(shown, first or 1), message)
+      return
     statements, error = _parse(text)
     for statement in statements:
+      if len(self.problems) >= MOST_PROBLEMS:
+        return
       line = first or statement.location.line_num
       place = problems.Place(shown, line)
       try:

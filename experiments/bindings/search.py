@@ -13,7 +13,7 @@ import pathlib
 from experiments.bindings import problems
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_LARGEST_FILE = 1 << 20  # bytes
+_LARGEST_FILE = 1 << 18  # bytes
 
 
 class NotFound(ValueError):
@@ -82,14 +82,13 @@ class SearchPath:
     return str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
 
   def _nearest(self, name: str) -> str:
-    known = [
-      str(path.relative_to(self.root)) for path in self.configs.rglob("*.gin")
-    ]
-    match = problems.nearest(name, known)
-    if match is None:
-      by_name = {pathlib.Path(path).name: path for path in known}
-      match = by_name.get(problems.nearest(pathlib.Path(name).name, by_name))
-    return f"did you mean '{match}'?" if match else "give a gin file's path"
+    # Folders are rarely misspelt: what is alike in them says nothing.
+    known = {
+      path.stem: str(path.relative_to(self.root))
+      for path in sorted(self.configs.rglob("*.gin"))
+    }
+    match = problems.nearest(pathlib.Path(name).stem, known)
+    return f"did you mean '{known[match]}'?" if match else "check the path"
 
 
 def _path(base: pathlib.Path, name: str) -> pathlib.Path:
@@ -117,7 +116,7 @@ def text(path: pathlib.Path) -> str:
   except OSError as error:
     raise NotFound(f"cannot be read ({error.strerror}); check it") from None
   if len(content) > _LARGEST_FILE:
-    raise NotFound("is larger than 1 MiB; is it a gin file?")
+    raise NotFound("is larger than 256 KiB; is it a gin file?")
   try:
     return content.decode("utf-8-sig")
   except UnicodeDecodeError as error:

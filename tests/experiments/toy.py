@@ -8,6 +8,17 @@ import pathlib
 import sys
 import tempfile
 
+from absl.testing import parameterized
+import gin
+
+from experiments import preflight
+from experiments.bindings import problems
+from experiments.bindings import search
+from experiments.bindings import sources
+
+NAME = "dsx_toy"
+RUN = "dsx_toy.top.Run"
+
 _PARTS = '''
 """Parts."""
 
@@ -121,5 +132,72 @@ def write(name: str) -> pathlib.Path:
   (package / "parts.py").write_text(_PARTS)
   (package / "top.py").write_text(_TOP.replace("{name}", name))
   (package / "nets.py").write_text(_NETS)
+  (package / "broken.py").write_text('"""Broken."""\n\nclass Part\n')
   sys.path.insert(0, str(folder))
   return folder
+
+
+HEAD = """\
+from __gin__ import dynamic_registration
+from dsx_toy import parts
+from dsx_toy import top
+"""
+GOOD = (
+  HEAD
+  + """
+STEPS = 7
+top.Run.part = @parts.Part()
+top.Run.steps = %STEPS
+"""
+)
+
+_written: dict[str, pathlib.Path] = {}
+
+
+class ToyTestCase(parameterized.TestCase):
+  """Writes gin files into a folder of their own and checks them."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    if NAME not in _written:
+      _written[NAME] = write(NAME)
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.index = sources.Sources([NAME])
+    self.path = search.SearchPath(root=self.folder, cwd=self.folder)
+
+  def write(self, name, text):
+    path = self.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+  def check(self, files=("run.gin",), bindings=(), **more):
+    return preflight.check(
+      files,
+      bindings,
+      target=more.pop("target", RUN),
+      index=self.index,
+      path=self.path,
+      **more,
+    )
+
+  def mistakes(self, *arguments, **more):
+    with self.assertRaises(problems.Refused) as caught:
+      self.check(*arguments, **more)
+    return [str(problem) for problem in caught.exception.problems]
+
+
+def build(text):
+  """Returns the `Run` that gin builds from `text`."""
+  gin.clear_config()
+  gin.parse_config(text)
+  from dsx_toy import top
+
+  try:
+    return gin.get_configurable(top.Run)()
+  finally:
+    gin.clear_config()
