@@ -56,24 +56,22 @@ def standard_library() -> tuple[File, ...]:
   """
   root = pathlib.Path(sysconfig.get_paths()["stdlib"]).resolve()
   files = []
-  for path in sorted(root.rglob("*.py")):
-    parts = path.relative_to(root).parts
-    folders = parts[:-1]
-    if _STDLIB_SKIPPED_FOLDERS.intersection(folders):
-      continue
-    if folders and folders[0].startswith("config-"):
-      continue
-    if parts[-1].startswith("_sysconfigdata"):
-      continue
-    # A link out of the library (a distribution's sitecustomize) is not it.
-    if path.is_file() and path.resolve().is_relative_to(root):
-      files.append(File("/".join(parts), path))
+  # Not rglob: it would walk through all that pip installed in between.
+  for folder, folders, names in os.walk(root):
+    folders[:] = [name for name in folders if not _skipped(name)]
+    for name in names:
+      path = pathlib.Path(folder, name)
+      if not name.endswith(".py") or name.startswith("_sysconfigdata"):
+        continue
+      # A link out of the library (a distribution's sitecustomize) is not it.
+      if path.is_file() and path.resolve().is_relative_to(root):
+        files.append(File(path.relative_to(root).as_posix(), path))
   if not files:
     raise CorpusError(
       f"Data.task: no sources of the standard library in {str(root)!r}; use "
       "task 'text_files' or 'jsonl' with Data.files, or a Python with sources"
     )
-  return tuple(files)
+  return tuple(sorted(files, key=lambda file: file.path))
 
 
 def matched(patterns: Sequence[str]) -> tuple[File, ...]:
@@ -108,6 +106,10 @@ def matched(patterns: Sequence[str]) -> tuple[File, ...]:
       name = path.relative_to(root).as_posix()
       files.setdefault(path.resolve(), File(name, path))
   return tuple(sorted(files.values(), key=lambda file: (file.name, file.path)))
+
+
+def _skipped(folder: str) -> bool:
+  return folder in _STDLIB_SKIPPED_FOLDERS or folder.startswith("config-")
 
 
 def digests(files: Sequence[File]) -> list[list[str]]:

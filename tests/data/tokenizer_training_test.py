@@ -5,7 +5,6 @@ import pathlib
 import re
 
 from absl.testing import parameterized
-import transformers
 
 from dsx.data import pipeline
 from dsx.data import special_tokens
@@ -72,15 +71,6 @@ class TrainTest(parameterized.TestCase):
     ids = vocabulary.encode(string)
     self.assertNoCommonElements(ids, vocabulary.special.values())
     self.assertEqual(vocabulary.decode(ids), string)
-
-  def test_transformers_reads_the_files_too(self):
-    vocabulary = self._trained()
-    found = transformers.AutoTokenizer.from_pretrained(str(self.folder))
-    self.assertEqual(found.eos_token_id, vocabulary.special["eos"])
-    self.assertEqual(found.pad_token_id, vocabulary.special["pad"])
-    self.assertEqual(
-      found.encode(_TEXT, add_special_tokens=False), vocabulary.encode(_TEXT)
-    )
 
 
 class RunTest(parameterized.TestCase):
