@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,10 +60,25 @@ def sums(model: deepseek.DeepSeek, params, router_bias, batch, token_bytes):
   }
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(model, mesh, rules):
+  """`sums` of a model, jitted once for all who score it in the same way.
+
+  The rules of logical axes are read while tracing, where `jit` does not see
+  them: they are a key here.
+  """
+  del rules
+  # Replicated, so that every process can read them.
+  return jax.jit(
+    functools.partial(sums, model),
+    out_shardings=sharding_lib.replicated(mesh),
+  )
+
+
 class Evaluator:
   """Scores parameters on the first records of a split, always the same.
 
-  Compiled once; evaluation changes nothing, router biases and loads included.
+  Evaluation changes nothing, router biases and loads included.
 
   Attributes:
     records: sequences that are scored.
@@ -81,7 +97,7 @@ class Evaluator:
     Raises:
       ValueError: there is nothing to score.
     """
-    self._source, self._mesh = source, mesh
+    self._model, self._source, self._mesh = model, source, mesh
     self._batch_size = batch_size
     self.records = min(records, len(source))
     if self.records < 1:
@@ -90,11 +106,6 @@ class Evaluator:
         "at least 1; raise it, or bring a larger corpus"
       )
     self._token_bytes = np.asarray(source.metadata["token_bytes"], np.int32)
-    # Replicated, so that every process can read them.
-    self._sums = jax.jit(
-      functools.partial(sums, model),
-      out_shardings=sharding_lib.replicated(mesh),
-    )
 
   def _batches(self):
     for start in range(0, self.records, self._batch_size):
@@ -110,9 +121,10 @@ class Evaluator:
 
   def score(self, params, router_bias) -> TextScore:
     """Scores parameters."""
+    compiled = _compiled(self._model, self._mesh, nn.get_logical_axis_rules())
     total = None
     for batch in self._batches():
-      part = self._sums(params, router_bias, batch, self._token_bytes)
+      part = compiled(params, router_bias, batch, self._token_bytes)
       part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
       total = part if total is None else jax.tree.map(np.add, total, part)
     loss, *mtp = total["nats"] / total["tokens"]
