@@ -74,7 +74,9 @@ def pack(
 def _features(
   document: dict[str, np.ndarray], number: int, segment_ids: bool
 ) -> dict[str, np.ndarray]:
-  features = {"tokens": np.asarray(document["tokens"], np.int32)}
+  features: dict[str, np.ndarray] = {
+    "tokens": np.asarray(document["tokens"], np.int32)
+  }
   if segment_ids:
     # Numbered from 1 over the whole stream; `_cut` makes them relative.
     features["segment_ids"] = np.full(len(features["tokens"]), number + 1)

@@ -68,7 +68,7 @@ def ensure(
       text=True,
       errors="replace",
     ) as process:
-      for line in process.stdout:
+      for line in process.stdout or ():
         report(line.rstrip("\n"))
     errors.seek(0)
     log = errors.read()
@@ -130,10 +130,7 @@ def _prepare_source(
   with _without_native_chatter():
     from dsx.data import tasks
 
-  data_dir = str(pathlib.Path(data.cache_dir).expanduser() / "tfds")
-  export.write_task(
-    data, tasks.task(data, survey, data_dir), place, report, survey
-  )
+  export.write_task(data, tasks.build(data, survey), place, report, survey)
 
 
 def _prepare_registered(

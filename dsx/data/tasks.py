@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import difflib
 import functools
+import pathlib
 
 import seqio
 import tensorflow as tf
@@ -37,18 +38,37 @@ _TEXT = {
 }
 
 
-def task(
-  data: pipeline.Data, survey: corpus.Survey, data_dir: str
-) -> seqio.Task:
-  """Returns the Task of one of `pipeline.SOURCES`.
+def build(
+  data: pipeline.Data, survey: corpus.Survey | None = None
+) -> seqio.Task | seqio.Mixture:
+  """Returns `data` as seqio has it: documents with their tokens.
 
   Args:
-    data: what to read, not a mixture.
-    survey: of `pipeline.corpus_of(data)`.
-    data_dir: where TFDS data sets lie.
+    data: what to read and how to tokenise it.
+    survey: of `pipeline.corpus_of(data)`, if it is known already.
+
+  Returns:
+    A Task; for a mixture, the Mixture of its components by weight.
+
+  Raises:
+    ValueError: the sources cannot be read, or the name is unknown.
   """
+  if data.task == "mixture":
+    parts = enumerate(pipeline.components(data))
+    return seqio.Mixture(
+      "mixture",
+      [
+        # One task may take part twice, with other files.
+        (build(part).replace(name=f"{part.task}_{number}"), weight)
+        for number, (part, weight) in parts
+      ],
+    )
+  if data.task not in pipeline.SOURCES:
+    return from_registered(data, registered(data.task))
   source = pipeline.corpus_of(data)
+  survey = survey or source.survey()
   if data.task == "stdlib":
+    data_dir = pathlib.Path(data.cache_dir).expanduser() / "tfds"
     read = functools.partial(_standard_library, source, survey, data_dir)
   else:
     read = functools.partial(_documents, source, survey)
@@ -73,8 +93,10 @@ def registered(name: str) -> seqio.Task | seqio.Mixture:
   return seqio.get_mixture_or_task(name)
 
 
-def from_registered(data: pipeline.Data, task: seqio.Task) -> seqio.Task:
-  """Adds our tokenising to a registered Task, unless it has its own.
+def from_registered(
+  data: pipeline.Data, task: seqio.Task | seqio.Mixture
+) -> seqio.Task | seqio.Mixture:
+  """Adds our tokenising to what is registered, unless it has its own.
 
   Args:
     data: says how to tokenise.
@@ -119,7 +141,10 @@ def _documents(
 
 
 def _standard_library(
-  source: corpus.Corpus, survey: corpus.Survey, data_dir: str, split: str
+  source: corpus.Corpus,
+  survey: corpus.Survey,
+  data_dir: pathlib.Path,
+  split: str,
 ) -> Iterable[dict[str, bytes]]:
   # TFDS reads ArrayRecord as a data source only, not as a tf.data.Dataset.
   builder = builders.standard_library(source, survey, data_dir)

@@ -1,5 +1,6 @@
 """seqio Tasks: what an example holds, and tasks that users register."""
 
+import dataclasses
 import pathlib
 
 from absl.testing import parameterized
@@ -38,8 +39,7 @@ class TasksTest(parameterized.TestCase):
     return list(dataset.as_numpy_iterator())
 
   def test_examples_are_documents_with_their_tokens(self):
-    survey = pipeline.corpus_of(self.data).survey()
-    task = tasks.task(self.data, survey, str(self.root))
+    task = tasks.build(self.data)
     self.assertIsInstance(task, seqio.Task)
     vocabulary = vocab.ByteVocabulary()
     eos = vocabulary.special["eos"]
@@ -57,6 +57,23 @@ class TasksTest(parameterized.TestCase):
           self.assertEqual(decoded, example["text"].decode())
     self.assertBetween(rearranged["train"], 100, 180)
     self.assertEqual(rearranged["validation"], 0)  # training alone
+
+  def test_a_mixture_draws_documents_by_weight(self):
+    text = "".join(f"line {i}\n" for i in range(20000))
+    (self.root / "b.txt").write_text(text)
+    mixture = tasks.build(
+      dataclasses.replace(
+        self.data,
+        task="mixture",
+        mixture=(("jsonl", 3), ("text_files", 1, str(self.root / "b.txt"))),
+      )
+    )
+    self.assertIsInstance(mixture, seqio.Mixture)
+    dataset = mixture.get_dataset(
+      split="train", shuffle=False, seed=1, num_epochs=None
+    )
+    sizes = [len(example["targets"]) for example in dataset.take(800)]
+    self.assertBetween(sum(size > 1000 for size in sizes), 150, 250)
 
   def test_an_unknown_name_gets_a_suggestion(self):
     with self.assertRaisesRegex(
