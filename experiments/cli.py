@@ -210,7 +210,6 @@ def _guarded(action: Callable[[], int]) -> int:
       print(f"and {left} more; mend these first", file=sys.stderr)
     return 2
   except BrokenPipeError:
-    screen.close_output()
     return 141
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

@@ -94,10 +94,3 @@ def raised_in(error: Exception) -> str | None:
   """Returns the name of the class in whose construction `error` was raised."""
   match = _GIN_SUFFIX.search(str(error))
   return match[1] if match else None
-
-
-def close_output() -> None:
-  """Gives up standard output, whose reader has gone, without a further word."""
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, sys.stdout.fileno())
-  os.close(nowhere)

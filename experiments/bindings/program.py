@@ -39,7 +39,7 @@ class Walk:
     default_factory=dict
   )
   passed: set[tuple[Scope, str]] = dataclasses.field(default_factory=set)
-  bindings: dict[reader.Binding, None] = dataclasses.field(default_factory=dict)
+  bindings: dict[int, reader.Binding] = dataclasses.field(default_factory=dict)
   macros: dict[str, None] = dataclasses.field(default_factory=dict)
   circles: list[problems.Problem] = dataclasses.field(default_factory=list)
 

@@ -36,7 +36,7 @@ _PARSER_ERRORS = (
   RecursionError,
   StopIteration,
   SyntaxError,
-  SystemError,  # CPython 3.12's tokenizer, on some malformed bytes
+  SystemError,  # CPython 3.12 on a text of the fuzz test, near the stack's end
   TypeError,
   ValueError,
   tokenize.TokenError,

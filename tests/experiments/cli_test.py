@@ -48,7 +48,7 @@ def main(argv):
   if _DO.value == "fail":
     return 3
   if _DO.value == "write":
-    print("x" * 100_000)
+    print("x" * int(os.environ["CHARACTERS"]))
   if _DO.value == "log":
     logging.getLogger("orbax").info("INFO of a library")
     logging.getLogger("orbax").warning("WARNING of a library")
@@ -149,7 +149,9 @@ class BinaryTest(parameterized.TestCase):
     self.assertStartsWith(result.stderr, "Traceback")
     self.assertEndsWith(result.stderr, "ValueError: a mistake in the code\n")
 
-  def test_reader_of_the_output_goes_away(self):
+  @parameterized.parameters(100, 100_000)
+  def test_reader_of_the_output_goes_away(self, characters):
+    os.environ["CHARACTERS"] = str(characters)
     reading, writing = os.pipe()
     os.close(reading)
     result = self.start(

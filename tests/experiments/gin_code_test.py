@@ -55,6 +55,13 @@ class CodeTest(toy.ToyTestCase):
     "x/gin.macro.value = 3",
     "top.Run.extra = @dsx_toy.parts.run()",
     "REQUIRED = 3",
+    # Nothing is wrong with these but that something would be done.
+    "top.Run.reward = @parts.run\nparts.run.command = 'touch X'",
+    "top.Run.anything = @parts.run()\nparts.run.command = 'touch X'",
+    "top.Run.anything = @parts.Plain()\nparts.Plain.command = 'touch X'",
+    "top.Run.anything = @parts._Private()",
+    "top.Run.anything = @parts._os.getcwd()",
+    "top.Run.anything = @parts.subprocess.Popen",
   )
   def test_refused(self, statement):
     witness = self.folder / "witness"
@@ -64,7 +71,7 @@ class CodeTest(toy.ToyTestCase):
     from_file = self.mistakes()
     self.write("run.gin", toy.GOOD)
     from_flag = self.mistakes(bindings=[statement])
-    self.assertRegex(from_file[0], "^run.gin:8: ")
+    self.assertRegex(from_file[0], "^run.gin:[89]: ")
     self.assertRegex(from_flag[0], "^--gin_bindings:1: ")
     self.assertFalse(witness.exists())
     self.assertEqual(set(sys.modules) - before, set())

@@ -106,6 +106,7 @@ class Run:
   others: tuple[parts.Part, ...] = ()
   reward: Callable[[str], int] | None = None
   seed: int = 0
+  anything: object = None
 '''
 
 _NETS = '''
