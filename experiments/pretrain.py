@@ -51,6 +51,7 @@ def main(argv):
   from dsx.training import loop
   from dsx.training import workdir as workdir_lib
 
+  run.devices()  # it may refuse them: before the data are prepared
   workdir = workdir_lib.claim(cli.workdir(), run)
   prepare.ensure(run.data)
   versions = json.dumps(cli.provenance(), indent=1)

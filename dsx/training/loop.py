@@ -21,7 +21,6 @@ from dsx.data import vocab as vocab_lib
 from dsx.evals import text
 from dsx.inference import generate
 from dsx.models import deepseek
-from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
@@ -49,8 +48,7 @@ class Trainer:
       workdir: where checkpoints, metrics and the report go.
     """
     self.run, self.workdir = run, workdir
-    self.mesh = mesh_lib.make(run.mesh)
-    run.check_batch(mesh_lib.batch_shards(self.mesh))
+    self.mesh = run.devices()
     self.source = pipeline.open_split(run.data, "train", shuffle=True)
     self.held_out = pipeline.open_split(run.data, "validation", shuffle=False)
     self._check_vocabulary()
@@ -63,9 +61,11 @@ class Trainer:
       workdir / workdir_lib.CHECKPOINTS, max_to_keep=run.keep_checkpoints
     )
     self.total_steps = run.schedule.total_steps()
-    self.key = jax.device_put(
-      jax.random.key(run.seed), sharding_lib.replicated(self.mesh)
-    )
+    # Made in place: a copy could not leave this process.
+    self.key = jax.jit(
+      lambda: jax.random.key(run.seed),
+      out_shardings=sharding_lib.replicated(self.mesh),
+    )()
     self.ema: ema_lib.Ema | None = None
     self.saved: int | None = None  # the newest good checkpoint's step
     self.wall_before = 0.0
@@ -85,6 +85,16 @@ class Trainer:
         f"config.vocab_size={self.run.config.vocab_size}: expected at least "
         f"{size}, the size of vocabulary {self.run.data.vocabulary!r}; raise "
         "config.DeepSeekConfig.vocab_size"
+      )
+
+  def _check_data(self, digest: str) -> None:
+    """Refuses to go on with other text: the globs may match it by now."""
+    found = self.source.metadata["digest"]
+    if found != digest:
+      raise observer.TrainingError(
+        f"workdir {self.workdir} was trained on data with digest "
+        f"{digest[:12]}, the same gin files name {found[:12]} now: bring the "
+        "old files back, or give another --workdir"
       )
 
   # What a checkpoint holds.
@@ -111,6 +121,7 @@ class Trainer:
     state, note = None, "from scratch"
     if self.checkpoints.steps():
       restored = self.checkpoints.restore(self._target())
+      self._check_data(restored.metadata["data"])
       state = restored.arrays["state"]
       self.key = restored.arrays["key"]
       self.wall_before = restored.metadata["wall_seconds"]
@@ -137,6 +148,7 @@ class Trainer:
       "tokens": sequences * self.run.schedule.sequence_length,
       "wall_seconds": self.wall_seconds(),
       "run": self.run.identity(),
+      "data": self.source.metadata["digest"],
     }
     self.checkpoints.save(step, self._arrays(state), metadata)
     self.saved = step

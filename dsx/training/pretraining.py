@@ -7,6 +7,8 @@ configuration is built.
 import dataclasses
 import json
 
+import jax
+
 from dsx.data import pipeline
 from dsx.models import config as config_lib
 from dsx.ops import dtypes as dtypes_lib
@@ -127,6 +129,16 @@ class Pretraining:
     }
     plain["data"].pop("cache_dir", None)
     return json.loads(json.dumps(plain))
+
+  def devices(self) -> jax.sharding.Mesh:
+    """The mesh of the devices that there are.
+
+    Raises:
+      ValueError: it does not match them, or does not divide a micro-batch.
+    """
+    mesh = mesh_lib.make(self.mesh)
+    self.check_batch(mesh_lib.batch_shards(mesh))
+    return mesh
 
   def check_batch(self, shards: int) -> None:
     """Refuses a micro-batch that does not divide over a mesh.

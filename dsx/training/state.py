@@ -119,7 +119,10 @@ def whole(leaf) -> np.ndarray:
   Raises:
     nothing; every process must call it for the same leaves in the same order.
   """
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+  split = isinstance(leaf, jax.Array) and not (
+    leaf.is_fully_addressable or leaf.is_fully_replicated
+  )
+  if split:
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
   return np.asarray(leaf)
 

@@ -51,11 +51,15 @@ class StepDirectory:
     _remove_tree(self.path(step))
 
   def remove_unfinished(self, only: int | None = None) -> None:
-    """Removes what unfinished saves have left, of one step or of all."""
+    """Removes what unfinished saves have left, of all steps or of one.
+
+    Of all it is news; of one step the caller says what became of it.
+    """
     complete = self.complete()
     for path, step, suffix in self._entries():
       if only in (None, step) and (suffix or step not in complete):
-        logging.warning("Removing %s: its save did not finish", path)
+        if only is None:
+          logging.warning("Removing %s: its save did not finish", path)
         _remove_tree(path)
 
   def set_aside(self, step: int) -> None:

@@ -108,8 +108,8 @@ def _check_room(path: pathlib.Path, run: pretraining.Pretraining) -> None:
   free = shutil.disk_usage(path).free
   if free < needed:
     raise WorkdirError(
-      f"workdir {path} has {free / 2**30:,.1f} GiB free, and one checkpoint "
-      f"takes about {needed / 2**30:,.1f} GiB: make room, or give another "
+      f"workdir {path} has {free / 2**20:,.1f} MiB free, and one checkpoint "
+      f"takes about {needed / 2**20:,.1f} MiB: make room, or give another "
       "--workdir"
     )
 
