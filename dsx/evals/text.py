@@ -122,11 +122,11 @@ class Evaluator:
   def score(self, params, router_bias) -> TextScore:
     """Scores parameters."""
     compiled = _compiled(self._model, self._mesh, nn.get_logical_axis_rules())
-    total = None
+    parts = []
     for batch in self._batches():
       part = compiled(params, router_bias, batch, self._token_bytes)
-      part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
-      total = part if total is None else jax.tree.map(np.add, total, part)
+      parts.append(jax.tree.map(lambda x: np.asarray(x, np.float64), part))
+    total = jax.tree.map(lambda *each: sum(each), *parts)
     loss, *mtp = total["nats"] / total["tokens"]
     return TextScore(
       loss=float(loss),

@@ -43,7 +43,7 @@ class Evaluation:
     """Everything, for people."""
     scored = next(iter(self.scores.values()))
     depths = range(1, len(scored.mtp_loss) + 1)
-    rows = [
+    rows: list[tuple[str, ...]] = [
       ("parameters", "bits/byte", "nats/token", *map("MTP {}".format, depths))
     ]
     for name, score in self.scores.items():

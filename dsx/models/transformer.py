@@ -90,7 +90,7 @@ class Stack(nn.Module):
       rematerialised(self.execution),
       variable_axes={"params": 0, "router_bias": 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore
       length=self.length,
       unroll=self.length if self.execution.unroll_layers else 1,
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},

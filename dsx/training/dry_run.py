@@ -119,7 +119,7 @@ def describe(run: pretraining.Pretraining) -> str:
     for name, shape, spec, size, dtype in parameter_rows(state, placement)
   ]
   lines = _table(("parameter", "shape", "sharding", "count", "dtype"), rows)
-  memory = list(memory_rows(state, placement))
+  memory: list[tuple[str, int]] = list(memory_rows(state, placement))
   memory.append(("total", sum(size for _, size in memory)))
   lines += [
     "",

@@ -7,6 +7,7 @@ Legend (parallel/axes.py): B batch, L length, D model, V vocabulary, N rows.
 """
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -192,7 +193,7 @@ def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
   tokens = batch["tokens"]
   segments = batch.get("segment_ids")
   segments = None if segments is None else segments[:, :-1]
-  aux = model.apply(
+  aux: Any = model.apply(
     variables, tokens[:, :-1], None, segments, method="features"
   )
   kernel = variables["params"]["lm_head"]["kernel"]

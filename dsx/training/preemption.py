@@ -6,6 +6,7 @@ agrees on the step; with one, a flag is enough.
 """
 
 import signal
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,7 +22,7 @@ class Preemption:
   def __init__(self):
     """Changes nothing until entered."""
     self.signal: signal.Signals | None = None
-    self._previous: dict[int, object] = {}
+    self._previous: dict[int, Any] = {}
 
   def _note(self, number, unused_frame) -> None:
     self.signal = signal.Signals(number)

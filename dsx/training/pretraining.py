@@ -6,6 +6,7 @@ configuration is built.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 
@@ -120,7 +121,9 @@ class Pretraining:
   def identity(self) -> dict:
     """What must be equal for a checkpoint to be this run's, as JSON data."""
     kept = "config data schedule optimizer dtypes seed ema_decay ema_every"
-    fields = {name: getattr(self, name) for name in kept.split()}
+    fields: dict[str, Any] = {
+      name: getattr(self, name) for name in kept.split()
+    }
     plain = {
       name: dataclasses.asdict(value)
       if dataclasses.is_dataclass(value)
