@@ -14,7 +14,6 @@ import dataclasses
 import re
 
 from absl import logging
-from flax.core import meta
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from dsx.convert import huggingface_config
 from dsx.convert import name_map
 from dsx.convert import safetensors
 from dsx.models import config as config_lib
+from dsx.parallel import sharding
 
 _READABLE = ("F32", "BF16", "F16")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -209,7 +209,7 @@ def save(
 
 
 def _by_path(variables) -> dict:
-  with_path = jax.tree_util.tree_leaves_with_path(meta.unbox(variables))
+  with_path = jax.tree_util.tree_leaves_with_path(sharding.unbox(variables))
   return {tuple(k.key for k in keys): leaf for keys, leaf in with_path}
 
 

@@ -12,12 +12,12 @@ import functools
 import itertools
 from typing import NamedTuple
 
-from flax.core import meta
 import jax
 import jax.numpy as jnp
 
 from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.parallel import sharding
 
 KEEP, TRANSPOSE = "keep", "transpose"
 
@@ -116,16 +116,15 @@ def leaves(config: config_lib.DeepSeekConfig) -> tuple[Leaf, ...]:
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
   found = []
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(meta.unbox(shapes)):
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(sharding.unbox(shapes)):
     path = tuple(key.key for key in keys)
     found.append(_leaf(path, leaf.shape, config))
   return tuple(found)
 
 
 def _unboxed(shapes):
-  from flax.core import meta
 
-  return meta.unbox(shapes)
+  return sharding.unbox(shapes)
 
 
 def _leaf(path, shape, config) -> Leaf:
