@@ -66,7 +66,7 @@ class Sharding:
   """
 
   strategy: Literal["replicated", "zero1", "fully_sharded"] = "fully_sharded"
-  overrides: tuple[tuple[str, str | None], ...] = ()
+  overrides: tuple[tuple[str, tuple[str, ...] | str | None], ...] = ()
 
   def __post_init__(self):
     if self.strategy not in ("replicated", "zero1", "fully_sharded"):
@@ -74,6 +74,11 @@ class Sharding:
         f"strategy={self.strategy!r}: expected replicated, zero1 or "
         "fully_sharded; fix sharding.Sharding.strategy"
       )
+    known = [name for name, _ in _REPLICATED]
+    for name, part in self.overrides:
+      _check_known("logical axis", name, known)
+      for mesh_axis in _mesh_axes(part):
+        _check_known("mesh axis", mesh_axis, axes.MESH_AXES)
 
   def _with_overrides(self, rules: Rules) -> Rules:
     replaced = {name for name, _ in self.overrides}
@@ -98,6 +103,19 @@ class Sharding:
     return _ACTIVATIONS
 
 
+def _check_known(kind: str, name: str, known) -> None:
+  # Otherwise a misspelt override would be no override, silently.
+  if name not in known:
+    raise ValueError(
+      f"overrides: {kind} {name!r} is unknown: expected one of "
+      f"{', '.join(known)}; fix sharding.Sharding.overrides"
+    )
+
+
+def _mesh_axes(part) -> tuple[str, ...]:
+  return (part,) if isinstance(part, str) else tuple(part or ())
+
+
 def spec(names, rules: Rules) -> PartitionSpec:
   """Mesh axes of an array whose dimensions bear the logical `names`.
 
@@ -117,7 +135,7 @@ def spec(names, rules: Rules) -> PartitionSpec:
       )
     part = table[name] if name is not None else None
     parts.append(part)
-    for mesh_axis in (part,) if isinstance(part, str) else part or ():
+    for mesh_axis in _mesh_axes(part):
       if mesh_axis in taken:
         raise ValueError(
           f"logical axes {taken[mesh_axis]!r} and {name!r} of one array "
@@ -167,7 +185,7 @@ def shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh):
 
 def _check_divides(path: str, shape, sharding: NamedSharding) -> None:
   for dim, part in zip(shape, sharding.spec, strict=False):
-    names = (part,) if isinstance(part, str) else part or ()
+    names = _mesh_axes(part)
     pieces = 1
     for name in names:
       pieces *= sharding.mesh.shape[name]
