@@ -7,6 +7,7 @@ Legend (parallel/axes.py): L length, V vocabulary.
 """
 
 import functools
+import math
 
 import jax
 from jax import lax
@@ -15,9 +16,10 @@ import numpy as np
 
 from dsx.inference import sampling
 from dsx.models import deepseek
+from dsx.parallel import mesh as mesh_lib
 
-# Contexts are padded to multiples of this, which causality makes invisible:
-# fewer shapes to compile, and tokens that divide over the devices of a mesh.
+# Contexts are padded to multiples of this, which causality makes invisible,
+# so that there are fewer shapes to compile.
 _ROUND = 64
 _NONE = -1  # no token
 
@@ -105,7 +107,10 @@ def generate(
   kept = prompt[-window:]
   # What will never be filled need not be computed.
   length = min(window, len(kept) + n_tokens)
-  context = np.zeros(-(-length // _ROUND) * _ROUND, np.int32)
+  # Experts want tokens that divide over the devices of the current mesh.
+  mesh = jax.sharding.get_abstract_mesh()
+  unit = math.lcm(_ROUND, 1 if mesh.empty else mesh_lib.batch_shards(mesh))
+  context = np.zeros(-(-length // unit) * unit, np.int32)
   context[: len(kept)] = kept
   tokens = _extend(
     model,
