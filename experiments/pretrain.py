@@ -61,7 +61,8 @@ def main(argv):
   command = f"python -m experiments.pretrain {arguments}"
   if not cli.WORKDIR.value:
     command += f" --workdir={shlex.quote(str(workdir))}"
-  loop.train(run, workdir, resume_command=command)
+  with distributed.together():
+    loop.train(run, workdir, resume_command=command)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import dataclasses
 import io
 import json
 import math
+import random
 import re
+import shlex
 import shutil
 import signal
 from unittest import mock
@@ -182,19 +184,17 @@ class WholeRunTest(parameterized.TestCase):
     self.assertLess(before.count("\n"), 40)
 
 
-class DisturbedRunTest(parameterized.TestCase):
-  def _assert_as_undisturbed(self, workdir, summary):
+class DisturbedRunTestCase(parameterized.TestCase):
+  """Compares a run with the reference, bit for bit."""
+
+  def assert_as_undisturbed(self, workdir, summary):
+    """The same state, average, keys and record of every step."""
     self.assertEqual(summary["state_digest"], _summary["state_digest"])
     self.assertEqual(_leaves(workdir), _leaves(_reference))
     self.assertEqual(_records(workdir), _records(_reference))
 
-  def test_resumes_from_the_middle(self):
-    workdir = _from_step(16, "middle")
-    summary, printed = _train(workdir)
-    self.assertIn("resumed at step 16", printed)
-    self._assert_as_undisturbed(workdir, summary)
-    self.assertGreater(summary["wall_seconds"], 0)
 
+class DisturbedRunTest(DisturbedRunTestCase):
   def test_stops_on_sigterm_and_goes_on(self):
     workdir = _folder / "terminated"
 
@@ -211,7 +211,7 @@ class DisturbedRunTest(parameterized.TestCase):
     self.assertEqual(checkpoints.steps(), [4, 7])
     summary, printed = _train(workdir)
     self.assertIn("resumed at step 7", printed)
-    self._assert_as_undisturbed(workdir, summary)
+    self.assert_as_undisturbed(workdir, summary)
 
   def test_a_finished_run_keeps_its_numbers(self):
     workdir = _from_step(_STEPS, "finished")
@@ -219,7 +219,7 @@ class DisturbedRunTest(parameterized.TestCase):
     for name in ("train_loss", "max_violation"):
       self.assertAlmostEqual(summary[name], _summary[name], places=6)
     self.assertGreater(summary["tokens_per_second"], 0)
-    self._assert_as_undisturbed(workdir, summary)
+    self.assert_as_undisturbed(workdir, summary)
 
   def test_damaged_checkpoint_is_passed_over_and_said(self):
     workdir = _from_step(_STEPS, "damaged")
@@ -233,16 +233,17 @@ class DisturbedRunTest(parameterized.TestCase):
     largest.write_bytes(content)
     summary, printed = _train(workdir)
     self.assertIn(f"resumed at step 32; step {_STEPS} is passed over", printed)
-    self._assert_as_undisturbed(workdir, summary)
+    self.assert_as_undisturbed(workdir, summary)
 
-  def test_checkpoint_at_the_last_step_is_saved_once(self):
-    """When `checkpoint_every` divides the steps of the run."""
-    workdir = _from_step(24, "last")
-    run = _run(checkpoint_every=11)
-    summary, _ = _train(workdir, run)
-    self._assert_as_undisturbed(workdir, summary)
+  def test_resumes_from_the_middle(self):
+    """Also where `checkpoint_every` divides the steps: one save at the end."""
+    workdir = _from_step(16, "middle")
+    summary, printed = _train(workdir, _run(checkpoint_every=11))
+    self.assertIn("resumed at step 16", printed)
+    self.assert_as_undisturbed(workdir, summary)
     checkpoints = checkpoint.Checkpointer(workdir / "checkpoints")
-    self.assertEqual(checkpoints.steps()[-2:], [24, _STEPS])
+    self.assertEqual(checkpoints.steps()[-3:], [16, 22, _STEPS])
+    self.assertGreater(summary["wall_seconds"], 0)
 
   def test_updates_that_are_not_finite_end_the_run(self):
     workdir = _from_step(8, "overflow")
@@ -268,7 +269,53 @@ class DisturbedRunTest(parameterized.TestCase):
         shutil.rmtree(path)
     summary, printed = _train(workdir)
     self.assertIn("resumed at step 8", printed)
-    self._assert_as_undisturbed(workdir, summary)
+    self.assert_as_undisturbed(workdir, summary)
+
+
+class SignalledProcessTest(DisturbedRunTestCase):
+  """The real command, which runs into a signal and is typed again."""
+
+  def _run_until(self, name: str, moment: str, workdir):
+    arguments = tiny_run.arguments(
+      _data, workdir, "--gin.Pretraining.evaluate_every=20"
+    )
+    process = tiny_run.start(
+      arguments,
+      module="tests.training.signalled_trainer",
+      SIGNAL=name,
+      MOMENT=moment,
+    )
+    return tiny_run.outcome(process)
+
+  def test_killed_twice_then_terminated(self):
+    workdir = _folder / "signalled"
+    step = random.Random(0).randrange(5, 12)
+    code, _, errors = self._run_until("SIGKILL", str(step), workdir)
+    self.assertEqual(code, -signal.SIGKILL, errors)
+
+    code, output, errors = self._run_until("SIGKILL", "commit 2", workdir)
+    self.assertEqual(code, -signal.SIGKILL, errors)
+    self.assertRegex(output, "from scratch|resumed at step [48]")
+    # It died between Orbax's commit and the manifest.
+    checkpoints = workdir / "checkpoints"
+    complete = checkpoint.Checkpointer(checkpoints).steps()
+    present = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()]
+    self.assertEqual(max(present), max(complete) + 4)
+
+    code, output, errors = self._run_until("SIGTERM", "22", workdir)
+    self.assertEqual(code, 0, errors)
+    self.assertIn(f"step {max(present)} is passed over", output)
+    self.assertIn("stopped by SIGTERM after step 23", output)
+    command = re.search(r"^to resume: (.*)$", output, re.MULTILINE)[1]
+    summary = json.loads((workdir / "summary.json").read_text())
+    self.assertEqual(summary["resume_command"], command)
+    words = shlex.split(command)
+    self.assertEqual(words[:3], ["python", "-m", "experiments.pretrain"])
+    self.assertIn(f"--workdir={workdir}", words)
+
+    summary, printed = _train(workdir)
+    self.assertIn("resumed at step 23", printed)
+    self.assert_as_undisturbed(workdir, summary)
 
 
 class RefusalTest(parameterized.TestCase):
