@@ -23,7 +23,7 @@ from dsx.data import vocab
 
 # Changes whenever the same `Data` would be prepared differently, so that what
 # an older version prepared is not mistaken for it.
-FORMAT = 1
+FORMAT = 2
 
 # The tasks that read sources named by `Data` itself; any other name is looked
 # up in seqio's registry when the data are prepared.

@@ -138,7 +138,12 @@ def split_line_breaks(
 
 
 class Preprocessor:
-  """Turns documents into tokens that end with eos."""
+  """Turns documents into tokens between bos and eos.
+
+  NOTE(paper): section 4.1 prints eos alone. The released tokenizer puts bos
+  before every prompt, and a model that has never seen bos cannot be prompted
+  so; it is left out where a vocabulary has none.
+  """
 
   def __init__(
     self,
@@ -173,7 +178,7 @@ class Preprocessor:
     self._parts = line_break_parts(vocabulary) if split_rate else {}
 
   def __call__(self, text: str) -> np.ndarray:
-    """Returns int32 [n] tokens of a document, eos last."""
+    """Returns int32 [n] tokens of a document, bos first and eos last."""
     segments = fill_in_middle(
       text, self._vocabulary, rate=self._fim_rate, seed=self._seed
     )
@@ -189,5 +194,7 @@ class Preprocessor:
         pieces.append(tokens)
       else:
         pieces.append(np.array([segment], np.int32))
-    eos = np.array([self._vocabulary.special["eos"]], np.int32)
-    return np.concatenate([*pieces, eos])
+    special = self._vocabulary.special
+    first = [special["bos"]] if "bos" in special else []
+    ends = [np.array(ids, np.int32) for ids in (first, [special["eos"]])]
+    return np.concatenate([ends[0], *pieces, ends[1]])

@@ -1,6 +1,6 @@
 """seqio Tasks and Mixtures: what the data are, and how text becomes tokens.
 
-Each Task yields one document an example: `targets`, its tokens with eos last,
+Each Task yields one document an example: `targets`, its tokens between bos and eos,
 and `text` and `name`, from which counts are taken. Cutting into records is not
 a Task's business but `packing`'s.
 

@@ -19,7 +19,8 @@ from dsx import cost
 from dsx.data import pipeline
 from dsx.data import vocab as vocab_lib
 from dsx.evals import text
-from dsx.inference import generate
+from dsx.inference import completion
+from dsx.inference import sampling
 from dsx.models import deepseek
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
@@ -191,19 +192,19 @@ class Trainer:
 
   def sample(self, state) -> str:
     """A text that the model continues from the run's prompt."""
-    vocabulary = vocab_lib.load(self.run.data.vocabulary)
-    prompt = [vocabulary.special["bos"]]
-    prompt += vocabulary.encode(self.run.sample_prompt)
-    tokens = generate.generate(
+    said = completion.complete(
       self.model,
       {"params": state.params, "router_bias": state.router_bias},
-      prompt,
-      n_tokens=self.run.sample_tokens,
-      window=self.run.data.sequence_length,
-      temperature=self.run.sample_temperature,
-      key=jax.random.fold_in(self.key, self.total_steps),
+      vocab_lib.load(self.run.data.vocabulary),
+      self.run.sample_prompt,
+      sampling.Sampling(
+        max_new_tokens=self.run.sample_tokens,
+        temperature=self.run.sample_temperature,
+        window=self.run.data.sequence_length,
+        seed=self.run.seed,
+      ),
     )
-    return self.run.sample_prompt + vocabulary.decode(tokens)
+    return self.run.sample_prompt + said.text
 
   def observer(self, state) -> observer.Observer:
     """What a person sees of the steps that follow `state`."""

@@ -86,7 +86,7 @@ class PrepareTest(_CorpusTest):
       stream = np.concatenate([rows[:, :-1].ravel(), rows[-1, -1:]])
       expected = []
       for document in corpus.split(split, survey):
-        expected += [*vocabulary.encode(document.text), 257]
+        expected += [256, *vocabulary.encode(document.text), 257]
       self.assertEqual(stream.tolist(), expected[: len(stream)])
       self.assertLess(len(expected) - len(stream), 32)
 

@@ -51,8 +51,9 @@ class TasksTest(parameterized.TestCase):
       for example in examples:
         self.assertEqual(example["targets"][-1], eos)
         self.assertEqual((example["targets"] == eos).sum(), 1)
-        rearranged[split] += int(example["targets"][0] == begin)
-        if example["targets"][0] != begin:
+        self.assertEqual(example["targets"][0], vocabulary.special["bos"])
+        rearranged[split] += int(example["targets"][1] == begin)
+        if example["targets"][1] != begin:
           decoded = vocabulary.decode(example["targets"])
           self.assertEqual(decoded, example["text"].decode())
     self.assertBetween(rearranged["train"], 100, 180)
