@@ -63,8 +63,8 @@ class FillInMiddleTest(parameterized.TestCase):
     shown = self.vocabulary.decode(encode(_TEXT), specials=True)
     self.assertRegex(
       shown,
-      r"(?s)^<｜fim▁begin｜>.*<｜fim▁hole｜>.*<｜fim▁end｜>.*"
-      r"<｜end▁of▁sentence｜>$",
+      r"(?s)^<｜begin▁of▁sentence｜><｜fim▁begin｜>.*<｜fim▁hole｜>.*"
+      r"<｜fim▁end｜>.*<｜end▁of▁sentence｜>$",
     )
 
   def test_rate(self):
