@@ -78,47 +78,55 @@ def _check_dtype(dtype: str) -> None:
 
 def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):
   """The config with as many MTP modules as are loaded, and its tensors."""
-  n = config.num_nextn_predict_layers
-  prefixes = tuple(name_map.mtp_prefix(config, k) for k in range(n))
-  present = [name for name in stored if name.startswith(prefixes)]
-  if mtp and (present or not n):
+  first, n = config.num_hidden_layers, config.num_nextn_predict_layers
+  layers = {name: name_map.layer_of(name) for name in stored}
+  modules = {k for k in layers.values() if k and first <= k < first + n}
+  last = first + n - 1
+  if mtp and modules and last not in modules:
+    raise ValueError(
+      f"{folder}: config.json announces {n} MTP module(s), and no tensor is "
+      f"named model.layers.{last}.*; fetch all files, or correct config.json"
+    )
+  if mtp and (modules or not n):
     return config, stored
   if mtp:
     logging.warning(
-      "%s: config.json announces %d MTP module(s) but no tensor %s*; loaded "
-      "without MTP",
+      "%s: config.json announces %d MTP module(s) but no tensor is named "
+      "model.layers.%d.*; loaded without MTP",
       folder,
       n,
-      prefixes[0],
+      first,
     )
-  stored = {k: v for k, v in stored.items() if not k.startswith(prefixes)}
+  stored = {k: v for k, v in stored.items() if layers[k] not in modules}
   return dataclasses.replace(config, num_nextn_predict_layers=0), stored
 
 
 def _check_headers(folder, leaves, copies, stored) -> None:
   """Refuses missing, unexpected and misshapen tensors, and other dtypes."""
-  wanted = {name: leaf for leaf in leaves for name in leaf.names}
   for name, tensor in stored.items():
     if tensor.dtype.startswith("F8"):
       raise ValueError(
         f"{tensor.path}: tensor {name!r} is {tensor.dtype}: expected "
         f"{', '.join(_READABLE)}; convert the checkpoint to bfloat16 first"
       )
-  missing = sorted(wanted.keys() - stored.keys())
-  if missing:
-    raise ValueError(
-      f"{folder}: {len(missing)} tensor(s) missing, the first "
-      f"{missing[0]!r}; fetch all files, or correct config.json"
-    )
-  extra = sorted(stored.keys() - wanted.keys() - copies.keys())
+  wanted = set(copies)
+  for leaf in leaves:
+    for _, name in leaf.pieces():
+      if name not in stored:
+        expected = sum(leaf.n_pieces for leaf in leaves)
+        raise ValueError(
+          f"{folder}: tensor {name!r} is missing: config.json asks for "
+          f"{expected} tensors, the files hold {len(stored)}; fetch all "
+          "files, or correct config.json"
+        )
+      _check_tensor(name, stored[name], leaf.piece_shape)
+      wanted.add(name)
+  extra = sorted(stored.keys() - wanted)
   if extra:
     raise ValueError(
       f"{folder}: {len(extra)} tensor(s) that config.json does not explain, "
       f"the first {extra[0]!r}; correct config.json"
     )
-  for name, tensor in stored.items():
-    if name in wanted:
-      _check_tensor(name, tensor, wanted[name].piece_shape)
 
 
 def _check_tensor(name: str, tensor, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,8 @@ into them.
 
 from collections.abc import Iterator
 import functools
-import itertools
+import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from dsx.models import deepseek
 from dsx.parallel import sharding
 
 KEEP, TRANSPOSE = "keep", "transpose"
+_LAYER = "model.layers.{layer}."
 
 # (dsx path below the model, Hugging Face name, transform)
 _MODEL = (
@@ -86,15 +88,17 @@ class Leaf(NamedTuple):
   Attributes:
     path: keys into `variables`, the collection first.
     shape: shape of the parameter.
-    stacked: how many of its leading axes count pieces.
-    names: names of the pieces in the order of those axes.
+    stacked: how many of its leading axes count pieces: layers, experts.
+    pattern: name of a piece, with `{layer}` and `{expert}`.
+    first_layer: the layer that index 0 of a stack is.
     transform: `keep`, or `transpose` if a piece is stored [out, in].
   """
 
   path: tuple[str, ...]
   shape: tuple[int, ...]
   stacked: int
-  names: tuple[str, ...]
+  pattern: str
+  first_layer: int
   transform: str
 
   @property
@@ -103,10 +107,30 @@ class Leaf(NamedTuple):
     shape = self.shape[self.stacked :]
     return shape[::-1] if self.transform == TRANSPOSE else shape
 
+  @property
+  def n_pieces(self) -> int:
+    """How many tensors of the file make up the parameter."""
+    return math.prod(self.shape[: self.stacked])
+
   def pieces(self) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(index into the leading axes, name) of every piece."""
-    indices = itertools.product(*map(range, self.shape[: self.stacked]))
-    return zip(indices, self.names, strict=True)
+    """(index into the leading axes, name) of every piece, made lazily."""
+    has_experts = "{expert}" in self.pattern
+    for index in _indices(self.shape[: self.stacked]):
+      expert = index[-1] if has_experts else None
+      layer = index[0] if len(index) > has_experts else 0
+      layer += self.first_layer
+      yield index, self.pattern.format(layer=layer, expert=expert)
+
+
+def _indices(shape) -> Iterator[tuple[int, ...]]:
+  # itertools.product and np.ndindex hold whole ranges, and a damaged
+  # config.json may announce a billion layers.
+  if not shape:
+    yield ()
+    return
+  for first in range(shape[0]):
+    for rest in _indices(shape[1:]):
+      yield (first, *rest)
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,40 +146,28 @@ def leaves(config: config_lib.DeepSeekConfig) -> tuple[Leaf, ...]:
   return tuple(found)
 
 
-def _unboxed(shapes):
-
-  return sharding.unbox(shapes)
-
-
 def _leaf(path, shape, config) -> Leaf:
   """The leaf at `path` (collection, part of the model, ...)."""
   part, below = path[1], path[2:]
-  first, layers = config.first_k_dense_replace, config.num_hidden_layers
   if part == "dense_layers":
-    return _block_leaf(path, shape, below, range(first), True)
+    return _block_leaf(path, shape, below, 0, True)
   if part == "moe_layers":
-    return _block_leaf(path, shape, below, range(first, layers), True)
+    first = config.first_k_dense_replace
+    return _block_leaf(path, shape, below, first, True)
   if part.startswith("mtp_"):
-    layer = layers + int(part.removeprefix("mtp_"))
+    layer = config.num_hidden_layers + int(part.removeprefix("mtp_"))
     if below[0] == "block":
-      return _block_leaf(path, shape, below[1:], (layer,), False)
+      return _block_leaf(path, shape, below[1:], layer, False)
     name, transform = _find(_MTP, below)
-    names = (f"model.layers.{layer}.{name}",)
-    return Leaf(path, shape, 0, names, transform)
+    return Leaf(path, shape, 0, _LAYER + name, layer, transform)
   name, transform = _find(_MODEL, path[1:])
-  return Leaf(path, shape, 0, (name,), transform)
+  return Leaf(path, shape, 0, name, 0, transform)
 
 
-def _block_leaf(path, shape, below, layers, stacked: bool) -> Leaf:
+def _block_leaf(path, shape, below, first_layer: int, layers: bool) -> Leaf:
   name, transform = _find(_BLOCK, below)
-  axes = int(stacked) + ("{expert}" in name)
-  experts = range(shape[axes - 1]) if "{expert}" in name else (0,)
-  names = tuple(
-    f"model.layers.{layer}.{name.format(expert=expert)}"
-    for layer in layers
-    for expert in experts
-  )
-  return Leaf(path, shape, axes, names, transform)
+  stacked = layers + ("{expert}" in name)
+  return Leaf(path, shape, stacked, _LAYER + name, first_layer, transform)
 
 
 def _find(table, below) -> tuple[str, str]:
@@ -169,15 +181,17 @@ def _find(table, below) -> tuple[str, str]:
   )
 
 
-def mtp_prefix(config: config_lib.DeepSeekConfig, module: int) -> str:
-  """What the names of all tensors of an MTP module begin with."""
-  return f"model.layers.{config.num_hidden_layers + module}."
+def layer_of(name: str) -> int | None:
+  """The layer that a tensor of a file belongs to, or None."""
+  match = re.match(r"model\.layers\.(\d{1,9})\.", name)
+  return None if match is None else int(match.group(1))
 
 
 def copies(config: config_lib.DeepSeekConfig) -> dict[str, str]:
   """Tensors that MTP layers repeat in a file, each with its original."""
+  first = config.num_hidden_layers
   return {
-    mtp_prefix(config, module) + name: original
+    _LAYER.format(layer=first + module) + name: original
     for module in range(config.num_nextn_predict_layers)
     for name, original in _COPIES
   }

@@ -46,17 +46,19 @@ _CONFIG = config_lib.DeepSeekConfig(
 )
 
 
-def _variables(config=_CONFIG):
-  """Random variables as numpy arrays, the biases too."""
+def _boxed(config):
+  """Random variables as numpy arrays, boxed as `model.init` returns them."""
   model = deepseek.DeepSeek(config)
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32)
-  )
+  tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
   rng = np.random.default_rng(0)
   return jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype(np.float32),
-    meta.unbox(shapes),
+    lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
   )
+
+
+def _variables(config=_CONFIG):
+  return meta.unbox(_boxed(config))
 
 
 class DeepseekTest(parameterized.TestCase):
@@ -125,16 +127,15 @@ class DeepseekTest(parameterized.TestCase):
     chex.assert_trees_all_equal(loaded, variables)
     chex.assert_type(jax.tree.leaves(loaded), np.float32)
 
-  def test_round_trip_of_initial_variables(self):
+  def test_saves_boxed_variables(self):
     """`model.init` gives boxed leaves; loading gives what `apply` takes."""
-    model = deepseek.DeepSeek(_CONFIG)
-    tokens = jnp.arange(10, dtype=jnp.int32)[None, :]
-    variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    convert.save(self.folder, _CONFIG, variables)
+    convert.save(self.folder, _CONFIG, _boxed(_CONFIG))
     _, loaded = convert.load(self.folder)
-    chex.assert_trees_all_equal(loaded, meta.unbox(variables))
-    logits, _ = jax.jit(model.apply)(loaded, tokens)
-    chex.assert_shape(logits, (1, 10, 11))
+    chex.assert_trees_all_equal(loaded, _variables())
+    logits, _ = jax.eval_shape(
+      deepseek.DeepSeek(_CONFIG).apply, loaded, np.zeros((2, 7), np.int32)
+    )
+    chex.assert_shape(logits, (2, 7, 11))
 
   @parameterized.parameters("bfloat16", "float16")
   def test_dtype_leaves_biases_in_float32(self, dtype):
@@ -178,7 +179,7 @@ class DeepseekTest(parameterized.TestCase):
     with self.assertLogs(level="WARNING") as logs:
       loaded, again = convert.load(self.folder)
     self.assertLen(logs.output, 1)
-    self.assertIn("no tensor model.layers.3.*; loaded without", logs.output[0])
+    self.assertIn("named model.layers.3.*; loaded without", logs.output[0])
     self.assertEqual(loaded, config)
     chex.assert_trees_all_equal(again, variables)
 
@@ -201,12 +202,13 @@ class DeepseekTest(parameterized.TestCase):
     (
       "missing",
       lambda t: t.pop("model.layers.2.mlp.experts.3.up_proj.weight"),
-      r"1 tensor\(s\) missing, the first 'model.layers.2.mlp.experts.3.up_pro",
+      "'model.layers.2.mlp.experts.3.up_proj.weight' is missing: config.json "
+      "asks for 127 tensors, the files hold 130;",
     ),
     (
       "half_an_mtp_module",
       lambda t: t.pop("model.layers.4.shared_head.norm.weight"),
-      r"1 tensor\(s\) missing, the first 'model.layers.4.shared_head.norm",
+      "'model.layers.4.shared_head.norm.weight' is missing: config.json",
     ),
     (
       "extra",
@@ -278,6 +280,15 @@ class DeepseekTest(parameterized.TestCase):
     self._save()
     self._edit(num_hidden_layers=2, num_nextn_predict_layers=0)
     self._refuses("config.json does not explain, the first 'model.layers.2.")
+
+  @parameterized.parameters(
+    "num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers"
+  )
+  def test_absurd_counts(self, field):
+    """A billion of anything is refused at once, not enumerated."""
+    self._save()
+    self._edit(**{field: 10**9})
+    self._refuses(r"config.json (announces|asks for|says)")
 
   def test_dtype(self):
     self._refuses("dtype='int8': expected float32, bfloat16", dtype="int8")

@@ -12,7 +12,8 @@ _V3 = config_lib.DeepSeekConfig()
 
 
 def _by_name(config):
-  return {n: leaf for leaf in name_map.leaves(config) for n in leaf.names}
+  leaves = name_map.leaves(config)
+  return {name: leaf for leaf in leaves for _, name in leaf.pieces()}
 
 
 class NameMapTest(parameterized.TestCase):
@@ -38,7 +39,7 @@ class NameMapTest(parameterized.TestCase):
 
   def test_v3_whole(self):
     leaves = name_map.leaves(_V3)
-    names = [name for leaf in leaves for name in leaf.names]
+    names = [name for leaf in leaves for _, name in leaf.pieces()]
     self.assertLen(set(names), len(names))
     # 61 + 1 blocks of attention, norms and feed-forward, three dense.
     experts = 59 * (256 * 3 + 3 + 2)
@@ -47,7 +48,7 @@ class NameMapTest(parameterized.TestCase):
     count = sum(math.prod(leaf.shape) for leaf in main)
     self.assertEqual(count, 671_026_419_200)
     for leaf in leaves:
-      pieces = len(leaf.names) * math.prod(leaf.piece_shape)
+      pieces = leaf.n_pieces * math.prod(leaf.piece_shape)
       self.assertEqual(pieces, math.prod(leaf.shape))
 
   def test_stacks_layers_and_experts_in_order(self):
