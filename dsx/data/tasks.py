@@ -1,8 +1,8 @@
 """seqio Tasks and Mixtures: what the data are, and how text becomes tokens.
 
 Each Task yields one document an example: `targets`, its tokens between bos and
-eos, and `text` and `name`, from which counts are taken. Cutting into records is not
-a Task's business but `packing`'s.
+eos, and `text` and `name`, from which counts are taken. Cutting into records is
+not a Task's business but `packing`'s.
 
 A task of your own: register it with seqio at the end of this file (or anywhere
 that is imported before `prepare.prepare`) and bind `Data.task` to its name. It
