@@ -162,7 +162,7 @@ class DeepSeek(nn.Module):
     previous = hidden if c.mtp_hidden == "post_norm" else x
     mtp_hidden = []
     for k, module in enumerate(self.mtp, start=1):
-      shifted, mask = _shift(tokens, k)
+      shifted, mask = _shift(tokens, k, segment_ids)
       x, normed, aux = module(
         previous, self.embed_tokens(shifted), rotation, segment_ids, mask
       )
@@ -178,9 +178,13 @@ class DeepSeek(nn.Module):
     }
 
 
-def _shift(tokens, k: int):
-  """Token i+k at position i, and whether there is one (bool [B, L])."""
-  shifted = jnp.roll(tokens, -k, axis=1)
+def _shift(tokens, k: int, segment_ids):
+  """Token i+k at position i, and whether there is one (bool [B, L]).
+
+  The token must belong to the segment of position i.
+  """
   mask = jnp.arange(tokens.shape[1]) < tokens.shape[1] - k
   mask = jnp.broadcast_to(mask[None, :], tokens.shape)
-  return jnp.where(mask, shifted, 0), mask
+  if segment_ids is not None:
+    mask &= jnp.roll(segment_ids, -k, axis=1) == segment_ids
+  return jnp.where(mask, jnp.roll(tokens, -k, axis=1), 0), mask

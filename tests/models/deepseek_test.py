@@ -13,33 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsx import cost
 from dsx.models import config as config_lib
 from dsx.models import deepseek
 from dsx.ops import dtypes
 from dsx.parallel import sharding
 from tests.models import oracle
+from tests.models import shipped
 from tests.models import tiny
-
-_V2_LITE = {
-  "vocab_size": 102400,
-  "hidden_size": 2048,
-  "intermediate_size": 10944,
-  "moe_intermediate_size": 1408,
-  "num_hidden_layers": 27,
-  "first_k_dense_replace": 1,
-  "num_nextn_predict_layers": 0,
-  "num_attention_heads": 16,
-  "q_lora_rank": None,
-  "n_routed_experts": 64,
-  "n_shared_experts": 2,
-  "num_experts_per_tok": 6,
-  "n_group": 1,
-  "topk_group": 1,
-  "scoring_func": "softmax",
-  "topk_method": "greedy",
-  "norm_topk_prob": False,
-  "routed_scaling_factor": 1.0,
-}
 
 
 def _shapes(config):
@@ -91,58 +72,67 @@ class PackingTest(parameterized.TestCase):
     self.config = tiny.config(num_nextn_predict_layers=2)
     self.variables = tiny.variables(self.config)
 
-  def _apply(self, tokens, positions, segment_ids):
-    apply = tiny.apply(self.config)
-    positions = jnp.broadcast_to(jnp.asarray(positions)[None, :], tokens.shape)
-    ids = jnp.broadcast_to(jnp.asarray(segment_ids)[None, :], tokens.shape)
-    return apply(self.variables, tokens, positions, ids)
-
-  def _alone(self, lengths):
-    """(tokens [3, 8], outputs): documents as rows; what follows is unseen."""
-    tokens = tiny.tokens(len(lengths), 8)
-    return tokens, self._apply(tokens, np.arange(8), np.zeros(8, np.int32))
+  def _apply(self, tokens, positions=None, segment_ids=None):
+    if positions is None:
+      positions = np.arange(tokens.shape[1])[None, :]
+    if segment_ids is None:
+      segment_ids = np.zeros_like(tokens)
+    positions = np.broadcast_to(positions, tokens.shape)
+    return tiny.apply(self.config)(
+      self.variables, tokens, positions, segment_ids
+    )
 
   @parameterized.parameters(False, True)
   def test_packed_is_unpacked(self, restart):
     """Documents in one row give what they give alone, MTP included."""
     lengths = (5, 8, 3)
-    tokens, (alone, alone_aux) = self._alone(lengths)
-    packed = jnp.concatenate(
-      [row[:n] for row, n in zip(tokens, lengths, strict=True)]
-    )[None, :]
-    positions = np.arange(16)
+    tokens = tiny.tokens(3, 8)
+    inside = np.arange(8) < np.array(lengths)[:, None]
+    alone, alone_aux = self._apply(tokens, None, inside.astype(np.int32))
+    rest = np.zeros((1, 8), np.int32)
+    packed = np.concatenate([np.asarray(tokens)[inside][None, :], rest], 1)
+    ids = np.concatenate([np.repeat([7, 3, 9], lengths)[None, :], rest], 1)
+    positions = None
     if restart:
-      positions = np.concatenate([np.arange(n) for n in lengths])
-    ids = np.repeat([7, 3, 9], lengths)
+      starts = [np.arange(n) for n in (*lengths, 8)]
+      positions = np.concatenate(starts)[None, :]
     logits, aux = self._apply(packed, positions, ids)
-    start = 0
-    for row, n in enumerate(lengths):
-      own = slice(start, start + n)
-      chex.assert_trees_all_close(logits[0, own], alone[row, :n], atol=2e-4)
-      for k in (1, 2):
-        # Only positions with a token i+k in their own document.
-        ours = aux["mtp_logits"][k - 1][0, own][: n - k]
-        theirs = alone_aux["mtp_logits"][k - 1][row, : n - k]
-        chex.assert_trees_all_close(ours, theirs, atol=2e-4)
-      start += n
+    for ours, theirs in (
+      (logits, alone),
+      (aux["mtp_logits"][0], alone_aux["mtp_logits"][0]),
+      (aux["mtp_logits"][1], alone_aux["mtp_logits"][1]),
+    ):
+      theirs = np.asarray(theirs)[inside]
+      chex.assert_trees_all_close(ours[0, :16], theirs, atol=2e-4)
+
+  def test_packed_loads_are_unpacked_loads(self):
+    """A module counts no position whose token i+k is another document's."""
+    tokens = tiny.tokens(3, 8)
+    _, alone = self._apply(tokens)
+    ids = np.repeat([1, 2, 3], 8)[None, :]
+    _, packed = self._apply(tokens.reshape(1, 24), None, ids)
+    chex.assert_trees_all_equal(packed["load"], alone["load"])
 
   def test_without_segments_documents_see_each_other(self):
     """Pretraining packs without masks (section 4.1)."""
-    tokens, (alone, _) = self._alone((8, 8, 8))
-    packed = tokens[:2].reshape(1, 16)
-    logits, _ = self._apply(packed, np.arange(16), np.zeros(16, np.int32))
+    tokens = tiny.tokens(3, 8)
+    alone, _ = self._apply(tokens)
+    logits, _ = self._apply(tokens.reshape(1, 24))
     chex.assert_trees_all_close(logits[0, :8], alone[0], atol=2e-4)
-    self.assertGreater(float(jnp.abs(logits[0, 8:] - alone[1]).max()), 1e-2)
+    moved = jnp.abs(logits[0, 8:16] - alone[1])
+    self.assertGreater(float(moved.max()), 1e-2)
 
   def test_positions_and_segments_have_defaults(self):
-    tokens, expected = self._alone((8, 8, 8))
+    tokens = tiny.tokens(3, 8)
     ours = tiny.apply(self.config)(self.variables, tokens)
-    chex.assert_trees_all_close(ours, expected, atol=1e-4)
+    chex.assert_trees_all_close(ours, self._apply(tokens), atol=1e-4)
 
   def test_rows_of_a_batch_are_independent(self):
-    tokens, (logits, aux) = self._alone((8, 8, 8))
-    moved = tokens.at[1].set((tokens[1] + 1) % tiny.VOCAB)
-    other, other_aux = self._apply(moved, np.arange(8), np.zeros(8, np.int32))
+    tokens = tiny.tokens(3, 8)
+    logits, aux = self._apply(tokens)
+    other, other_aux = self._apply(
+      tokens.at[1].set((tokens[1] + 1) % tiny.VOCAB)
+    )
     for ours, theirs in (
       (logits, other),
       (aux["balance_loss"], other_aux["balance_loss"]),
@@ -222,19 +212,26 @@ class OutputsTest(parameterized.TestCase):
 
 
 class PublishedTest(parameterized.TestCase):
-  def test_v3_parameters(self):
-    """671,026,419,200 without MTP, router biases included; MTP 11.6B."""
-    shapes = _shapes(config_lib.DeepSeekConfig())
-    mtp = {k: v.get("mtp_0", {}) for k, v in shapes.items()}
-    whole, module = _count(shapes), _count(mtp)
-    self.assertEqual(whole - module, 671_026_419_200)
-    self.assertAlmostEqual(module / 1e9, 11.61, places=2)
-    self.assertEqual(_count(shapes["router_bias"]), 59 * 256)
+  @parameterized.parameters(
+    # main model with router biases, MTP modules, router biases of both
+    ("v3", 671_026_419_200, 11_610_068_224, 59 * 256),
+    ("v3_1", 671_026_419_200, 11_610_068_224, 59 * 256),
+    ("v2", 235_741_434_880, 0, 0),
+    ("v2_lite", 15_706_484_224, 0, 0),
+  )
+  def test_published_counts(self, name, main, mtp, biases):
+    """Of the real module under `jax.eval_shape`."""
+    shapes = _shapes(shipped.config(name))
+    modules = {k: v.get("mtp_0", {}) for k, v in shapes.items()}
+    self.assertEqual(_count(modules), mtp)
+    self.assertEqual(_count(shapes) - mtp, main)
+    self.assertEqual(_count(shapes.get("router_bias", {})), biases)
 
-  def test_v2_lite_parameters(self):
-    shapes = _shapes(config_lib.DeepSeekConfig(**_V2_LITE))
-    self.assertEqual(_count(shapes), 15_706_484_224)
-    self.assertNotIn("router_bias", shapes)
+  @parameterized.parameters(*shipped.NAMES)
+  def test_counts_are_those_of_cost(self, name):
+    config = shipped.config(name)
+    expected = cost.parameters(config) + cost.mtp_parameters(config)
+    self.assertEqual(_count(_shapes(config)), expected)
 
   def test_every_parameter_is_named_and_initialised_as_published(self):
     """Standard deviation 0.006 (section 4.2), norms at one, biases at zero."""

@@ -1,12 +1,10 @@
 """Logical axes to mesh axes: every parameter, every strategy, every refusal."""
 
 import functools
-import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
-import gin
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
@@ -14,28 +12,15 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from dsx.models import config as config_lib
 from dsx.models import deepseek
 from dsx.parallel import axes
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding
+from tests.models import shipped
 from tests.models import tiny
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_MODELS = sorted(p.stem for p in (_ROOT / "gin_configs/models").glob("*.gin"))
 _STRATEGIES = ("replicated", "zero1", "fully_sharded")
 _SPREAD = ("node", "local")
-
-
-@functools.cache
-def _config(name: str) -> config_lib.DeepSeekConfig:
-  gin.clear_config()
-  gin.add_config_file_search_path(str(_ROOT))
-  gin.parse_config_file(f"gin_configs/models/{name}.gin")
-  try:
-    return gin.get_configurable("config.DeepSeekConfig")()
-  finally:
-    gin.clear_config()
 
 
 @functools.cache
@@ -65,17 +50,17 @@ def _specs(boxed, rules, mesh) -> dict[str, P]:
 class ShippedConfigsTest(parameterized.TestCase):
   def test_there_are_some(self):
     self.assertContainsSubset(
-      ["v2", "v2_lite", "v3", "v3_1", "v3_small", "v3_tiny"], _MODELS
+      ["v2", "v2_lite", "v3", "v3_1", "v3_small", "v3_tiny"], shipped.NAMES
     )
 
-  @parameterized.product(model=_MODELS, strategy=_STRATEGIES)
+  @parameterized.product(model=shipped.NAMES, strategy=_STRATEGIES)
   def test_every_parameter_resolves_and_divides(self, model, strategy):
     """On 2 x 2 x 2 for the small, 64 and tensor 2 for the published ones."""
     small = model in ("v3_tiny", "v3_small")
     sizes = {"node": 2, "local": 2} if small else {"node": 8, "local": 8}
     mesh = _abstract_mesh(tensor=2, **sizes)
     chosen = sharding.Sharding(strategy=strategy)
-    boxed = _boxed(_config(model))
+    boxed = _boxed(shipped.config(model))
     for rules in (chosen.parameters, chosen.optimizer):
       specs = _specs(boxed, rules, mesh)
       for path, spec in specs.items():
@@ -87,11 +72,11 @@ class ShippedConfigsTest(parameterized.TestCase):
       for path in undivided:
         self.assertRegex(path, r"scale$|gate/|_a_proj|e_score_correction_bias")
 
-  @parameterized.product(model=_MODELS, spread=(True, False))
+  @parameterized.product(model=shipped.NAMES, spread=(True, False))
   def test_fully_sharded_spreads_every_matrix(self, model, spread):
     strategy = "fully_sharded" if spread else "replicated"
     rules = sharding.Sharding(strategy=strategy).parameters
-    specs = _specs(_boxed(_config(model)), rules, _abstract_mesh())
+    specs = _specs(_boxed(shipped.config(model)), rules, _abstract_mesh())
     for path, spec in specs.items():
       matrix = not path.endswith(("scale", "e_score_correction_bias"))
       self.assertEqual(_SPREAD in spec, spread and matrix, f"{path} {spec}")
