@@ -15,6 +15,7 @@ transformers do not say `sigmoid`), and two conventions of DeepSeek's code:
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 from absl import logging
 
@@ -116,7 +117,7 @@ def read(folder: pathlib.Path) -> config_lib.DeepSeekConfig:
     fields.choice(field, (value,), default=value)
   heads = fields.raw.get("num_attention_heads")
   fields.choice("num_key_value_heads", (heads,), default=heads)
-  values = {field: fields.integer(field) for field in _INTEGERS}
+  values: dict[str, Any] = {f: fields.integer(f) for f in _INTEGERS}
   values |= {field: fields.number(field) for field in _FLOATS}
   for field, default in _OPTIONAL_INTEGERS.items():
     absent = fields.raw.get(field) is None
@@ -206,7 +207,7 @@ def _scaling(fields: _Fields, field: str) -> config_lib.RopeScaling | None:
   unknown = [k for k in raw if k not in known and raw[k] is not None]
   if unknown:
     nested.fail(unknown[0], "only DeepSeek's fields", "remove it")
-  values = {
+  values: dict[str, Any] = {
     name: default if raw.get(name) is None else nested.number(name)
     for name, default in _ROPE_DEFAULTS.items()
   }

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 from typing import NamedTuple
 
 import ml_dtypes
@@ -211,7 +212,8 @@ def write(path, tensors: Iterable[Planned]) -> None:
   """
   path = pathlib.Path(path)
   tensors = list(tensors)
-  fields, offset = {"__metadata__": {"format": "pt"}}, 0
+  fields: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+  offset = 0
   for tensor in tensors:
     fields[tensor.name] = {
       "dtype": _NAMES[np.dtype(tensor.dtype)],

@@ -13,6 +13,7 @@ K qk head dim, U value head dim; C chunk.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -34,7 +35,8 @@ def attend(q, k, v, visible: masks.Visible, scale: float):
   visible = _pad_visible(visible, length, kv_length, q.shape[2], k.shape[2])
   q, k, v, *seen = manual_axes.align(q, k, v, *visible[:4])
   by_index = visible.by_index
-  out = _attend(q, k, v, tuple(seen), (scale, rows, columns, by_index))
+  static = (scale, rows, columns, by_index)
+  out: Any = _attend(q, k, v, tuple(seen), static)
   return out[:, :, :length].swapaxes(1, 2)
 
 
@@ -178,7 +180,7 @@ def _backward(static, saved, dout):
     dq, dk_j, dv_j = lax.fori_loop(first, n_queries, queries, start)
     return dq, (dk_j.astype(k.dtype), dv_j.astype(v.dtype))
 
-  dq = manual_axes.like(jnp.zeros(q.shape, jnp.float32), q)
+  dq: Any = manual_axes.like(jnp.zeros(q.shape, jnp.float32), q)
   chunks = jnp.arange(k.shape[2] // columns, dtype=jnp.int32)
   dq, (dk, dv) = lax.scan(keys, dq, chunks)
   return dq.astype(q.dtype), _join(dk), _join(dv), None

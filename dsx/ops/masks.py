@@ -3,9 +3,9 @@
 Legend (parallel/axes.py): B batch, H heads, L query length, S key length.
 """
 
+from typing import Any
 from typing import NamedTuple
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -28,10 +28,10 @@ class Visible(NamedTuple):
       above the diagonal may be left out.
   """
 
-  q_positions: jax.Array | None
-  kv_positions: jax.Array | None
-  q_segments: jax.Array | None
-  kv_segments: jax.Array | None
+  q_positions: Any
+  kv_positions: Any
+  q_segments: Any
+  kv_segments: Any
   by_index: bool
 
   @classmethod
@@ -44,7 +44,7 @@ class Visible(NamedTuple):
     q_positions=None,
     kv_positions=None,
     q_segments=None,
-    kv_segments=None,
+    kv_segments: Any = None,
   ):
     """Fills in index positions where `causal` needs them."""
     by_index = causal and q_positions is None and kv_positions is None

@@ -31,6 +31,7 @@ from dsx.training import metrics as metrics_lib
 from dsx.training import observer
 from dsx.training import preemption as preemption_lib
 from dsx.training import pretraining
+from dsx.training import progress as progress_lib
 from dsx.training import report
 from dsx.training import schedules
 from dsx.training import state as state_lib
@@ -301,8 +302,8 @@ def train(
       summary["resume_command"] = resume_command
       text_of_summary = json.dumps(summary, indent=1)
       workdir_lib.describe(workdir, **{workdir_lib.SUMMARY: text_of_summary})
-      if resume_command:
-        show.say(f"to resume: {resume_command}")
+  if jax.process_index() == 0:
+    progress_lib.summary(summary)
   return summary
 
 

@@ -126,7 +126,7 @@ class Pretraining:
     }
     plain = {
       name: dataclasses.asdict(value)
-      if dataclasses.is_dataclass(value)
+      if dataclasses.is_dataclass(value) and not isinstance(value, type)
       else value
       for name, value in fields.items()
     }

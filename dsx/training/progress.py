@@ -303,5 +303,5 @@ def summary(values: Mapping[str, Any], stream: TextIO | None = None) -> None:
     words = text.Text.assemble((label.ljust(width), "dim"), "  ", value)
     console.print(words, soft_wrap=True)
   if values.get("resume_command"):
-    console.print(text.Text("\nto go on from here:", style="dim"))
-    console.print(text.Text(values["resume_command"]), soft_wrap=True)
+    words = text.Text(f"to resume: {values['resume_command']}")
+    console.print(words, soft_wrap=True)

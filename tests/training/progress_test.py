@@ -183,6 +183,7 @@ class SummaryTest(absltest.TestCase):
   def test_table(self):
     stream = io.StringIO()
     command = "python -m experiments.pretrain " + "--gin_file=[a b] " * 20
+    command = command.rstrip()
     progress.summary(
       {
         "resume_command": command,
@@ -202,9 +203,7 @@ class SummaryTest(absltest.TestCase):
         "validation  2.010 bits/byte",
         "time        5m01s",
         "report      runs/v3_tiny/report",
-        "",
-        "to go on from here:",
-        command,
+        f"to resume: {command}",
       ],
     )
 
