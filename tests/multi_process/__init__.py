@@ -1,0 +1,1 @@
+"""Tests of runs of several processes that meet on the loopback interface."""
