@@ -28,6 +28,7 @@ from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import ema as ema_lib
 from dsx.training import history
 from dsx.training import metrics as metrics_lib
+from dsx.training import host_memory
 from dsx.training import observer
 from dsx.training import preemption as preemption_lib
 from dsx.training import pretraining
@@ -50,6 +51,8 @@ class Trainer:
       workdir: where checkpoints, metrics and the report go.
     """
     self.run, self.workdir = run, workdir
+    if jax.default_backend() == "cpu":
+      host_memory.keep_freed()
     self.mesh = run.devices()
     self.source = pipeline.open_split(run.data, "train", shuffle=True)
     self.held_out = pipeline.open_split(run.data, "validation", shuffle=False)
