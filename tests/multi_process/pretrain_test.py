@@ -66,6 +66,7 @@ class TwoProcessesTest(parameterized.TestCase):
         devices=2,
         module="tests.training.signalled_trainer",
         SIGNAL="SIGTERM",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiles faster
         MOMENT="3" if rank == terminated else "-1",
       )
       self.addCleanup(self._end, process)
