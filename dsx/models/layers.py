@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import linear
 from dsx.parallel import axes
 
 
@@ -68,11 +69,7 @@ class Dense(nn.Module):
       jnp.dtype(self.dtypes.param),
     )
     compute = self.dtypes.compute
-    return lax.dot_general(
-      x.astype(compute),
-      kernel.astype(compute),
-      (((x.ndim - 1,), (0,)), ((), ())),
-    )
+    return linear.matmul(x.astype(compute), kernel.astype(compute))
 
 
 class SwiGLU(nn.Module):

@@ -27,8 +27,8 @@ from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import ema as ema_lib
 from dsx.training import history
-from dsx.training import metrics as metrics_lib
 from dsx.training import host_memory
+from dsx.training import metrics as metrics_lib
 from dsx.training import observer
 from dsx.training import preemption as preemption_lib
 from dsx.training import pretraining
