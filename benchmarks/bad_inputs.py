@@ -396,7 +396,7 @@ def row(name: str, outcome: Outcome, folder: pathlib.Path) -> list[str]:
   said = outcome.lines[-1] if outcome.lines else ""
   if name in _GOOD or name in _NEED_MOUNT[2:]:
     said = "; ".join(filter(None, (said, f"({outcome.output})")))
-  said = said.replace(str(folder), "DIR").replace(str(_ROOT) + "/", "")
+  said = said.replace(str(folder), "DIR").replace(str(_ROOT), "REPOSITORY")
   said = said.replace("|", "\\|").replace("*", "\\*")
   return [name, said, str(outcome.code), f"{outcome.seconds:.0f}"]
 
@@ -441,8 +441,8 @@ def main(argv):
       "# Bad inputs\n\nEvery bad input tried on `experiments.pretrain` "
       "with `gin_configs/runs/ci.gin`, what it printed on standard error (one "
       "line, no traceback), and its exit code. `DIR` stands for a temporary "
-      "folder; exit code 2 is a mistake found before JAX is imported. Seconds "
-      "are those of a busy machine.\n\n"
+      "folder, `REPOSITORY` for this one; exit code 2 is a mistake found "
+      "before JAX is imported. Seconds are those of a busy machine.\n\n"
       f"`python -m benchmarks.bad_inputs --record`, "
       f"{datetime.date.today().isoformat()}, {report.processor()}, Python "
       f"{versions['python']}, jax {versions['jax']}, commit "
