@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from dsx.ops import manual_axes
 
+_INT32_MAX = jnp.iinfo(jnp.int32).max
+
 
 class Permutation(NamedTuple):
   """Where each copy of each token lies once copies are sorted by expert.
@@ -27,20 +29,30 @@ class Permutation(NamedTuple):
   row: jax.Array
 
 
-def by_expert(index) -> Permutation:
+def by_expert(index, n_experts: int | None = None) -> Permutation:
   """The stable order of copies by expert.
 
   Args:
     index: int32 [T, K], expert of each copy.
+    n_experts: E, with which the sort is faster, and copies whose expert is
+      not in [0, E) come last.
 
   Returns:
     The `Permutation`.
 
-  >>> by_expert(jnp.array([[1, 0], [0, 2]])).row.tolist()
+  >>> by_expert(jnp.array([[1, 0], [0, 2]]), 3).row.tolist()
   [[2, 0], [1, 3]]
   """
-  copy = jnp.argsort(index.reshape(-1), stable=True).astype(jnp.int32)
-  places = jnp.arange(copy.size, dtype=jnp.int32)
+  expert = index.reshape(-1)
+  places = jnp.arange(expert.size, dtype=jnp.int32)
+  if n_experts is not None:
+    expert = jnp.where(expert < 0, n_experts, jnp.minimum(expert, n_experts))
+  if n_experts is None or (n_experts + 1) * expert.size > _INT32_MAX:
+    copy = jnp.argsort(expert, stable=True).astype(jnp.int32)
+  else:
+    # Expert and place in one number: one array to sort is several times
+    # faster on a CPU than one array to sort another by.
+    copy = jnp.sort(expert * expert.size + places) % expert.size
   row = jnp.zeros_like(copy).at[copy].set(places, unique_indices=True)
   return Permutation(copy, row.reshape(index.shape))
 
@@ -51,17 +63,18 @@ def group_sizes(index, n_experts: int):
   return (index.reshape(-1)[:, None] == experts).sum(0, dtype=jnp.int32)
 
 
-def permute(x, index):
+def permute(x, index, n_experts: int | None = None):
   """Copies each token once per expert it goes to, sorted by expert.
 
   Args:
     x: [T, D].
     index: int32 [T, K], experts of each token.
+    n_experts: E, with which the sort is faster.
 
   Returns:
     ([T * K, D], `Permutation`).
   """
-  order = by_expert(index)
+  order = by_expert(index, n_experts)
   x, copy, row = manual_axes.align(x, *order)
   return _spread(x, copy, row), order
 
@@ -80,13 +93,14 @@ def unpermute(y, weight, order: Permutation):
   return _gather_sum(*manual_axes.align(y, weight, *order))
 
 
-def _take(x, index):
+def take(x, index):
+  """Rows of `x` at `index`, all of which exist."""
   return x.at[index].get(mode="promise_in_bounds")
 
 
 @jax.custom_vjp
 def _spread(x, copy, row):
-  return _take(x, copy // row.shape[1])
+  return take(x, copy // row.shape[1])
 
 
 def _spread_forward(x, copy, row):
@@ -94,7 +108,7 @@ def _spread_forward(x, copy, row):
 
 
 def _spread_backward(row, dy):
-  dx = _take(dy, row).sum(1, dtype=jnp.float32)
+  dx = take(dy, row).sum(1, dtype=jnp.float32)
   return dx.astype(dy.dtype), None, None
 
 
@@ -103,7 +117,7 @@ _spread.defvjp(_spread_forward, _spread_backward)
 
 @jax.custom_vjp
 def _gather_sum(y, weight, copy, row):
-  weighted = _take(y, row) * weight.astype(jnp.float32)[:, :, None]
+  weighted = take(y, row) * weight.astype(jnp.float32)[:, :, None]
   return weighted.sum(1).astype(y.dtype)
 
 
@@ -113,9 +127,9 @@ def _gather_sum_forward(y, weight, copy, row):
 
 def _gather_sum_backward(saved, dout):
   y, weight, copy, row = saved
-  scale = _take(weight.reshape(-1), copy)[:, None].astype(jnp.float32)
-  dy = _take(dout, copy // row.shape[1]) * scale
-  dweight = (_take(y, row).astype(jnp.float32) * dout[:, None, :]).sum(-1)
+  scale = take(weight.reshape(-1), copy)[:, None].astype(jnp.float32)
+  dy = take(dout, copy // row.shape[1]) * scale
+  dweight = (take(y, row).astype(jnp.float32) * dout[:, None, :]).sum(-1)
   return dy.astype(y.dtype), dweight.astype(weight.dtype), None, None
 
 

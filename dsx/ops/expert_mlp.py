@@ -1,0 +1,263 @@
+"""The routed experts, from tokens to tokens.
+
+DeepSeek-V3 section 2.1.2, eq. 12: each token goes through the SwiGLUs of its
+K experts, whose results are summed with its gate weights. One door, because
+what is fast differs by platform: a CPU pays for every pass over memory, so
+there all three matrices, the sort and the sum share one gradient.
+
+Legend (parallel/axes.py): T tokens, K experts per token, E experts, D model,
+F feed-forward; C slots per expert, N groups of R rows.
+"""
+
+import jax
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from dsx.ops import expert_slots
+from dsx.ops import grouped_matmul
+from dsx.ops import manual_axes
+from dsx.ops import permutation
+
+IMPLEMENTATIONS = ("auto", "slots", "grouped", "dense")
+
+# Slots per expert over the mean load: the few more rows cost less than the
+# loop over what would overflow without them.
+_SLACK = 1.125
+_ROWS = 64
+
+
+def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
+  """Sums weight * down(silu(gate(x)) * up(x)) over each token's experts.
+
+  Args:
+    x: [T, D].
+    index: int32 [T, K], experts of each token; one that is not in [0, E)
+      adds nothing.
+    weight: float32 [T, K], gate weights.
+    gate: [E, D, F], in x's dtype.
+    up: [E, D, F].
+    down: [E, F, D].
+    impl: `slots` (CPU), `grouped` (sorted rows and three calls of
+      `grouped_matmul`; GPU and TPU), `dense` (every token through every
+      expert, the slow oracle), or `auto`.
+
+  Returns:
+    [T, D] in x's dtype. Differentiable in all but `index`.
+
+  Raises:
+    ValueError: if `impl` is unknown or shapes or dtypes do not fit together.
+  """
+  _check(x, index, weight, gate, up, down, impl)
+  if impl == "auto":
+    impl = "slots" if jax.default_backend() == "cpu" else "grouped"
+  arrays = manual_axes.align(x, index, weight, gate, up, down)
+  return {"slots": _slotted, "grouped": _grouped, "dense": _dense}[impl](
+    *arrays
+  )
+
+
+def _check(x, index, weight, gate, up, down, impl):
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"impl={impl!r}: expected one of {', '.join(IMPLEMENTATIONS)}"
+    )
+  if index.shape != weight.shape or index.shape[:1] != x.shape[:1]:
+    raise ValueError(
+      f"x {x.shape}, index {index.shape}, weight {weight.shape}: expected "
+      "[T, D], [T, K] and [T, K]"
+    )
+  n, d, f = gate.shape
+  if up.shape != (n, d, f) or down.shape != (n, f, d) or x.shape[1] != d:
+    raise ValueError(
+      f"x {x.shape}, gate {gate.shape}, up {up.shape}, down {down.shape}: "
+      "expected [T, D], [E, D, F] twice and [E, F, D]"
+    )
+  if len({a.dtype for a in (x, gate, up, down)}) > 1:
+    raise ValueError(
+      f"x {x.dtype}, gate {gate.dtype}, up {up.dtype}, down {down.dtype}: "
+      "cast all to one dtype"
+    )
+
+
+def _dense(x, index, weight, gate, up, down):
+  chosen = index[:, :, None] == jnp.arange(gate.shape[0])[None, None, :]
+  share = jnp.where(chosen, weight[:, :, None], 0.0).sum(1)  # [T, E]
+  hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate))
+  hidden = hidden * jnp.einsum("td,edf->tef", x, up)
+  y = jnp.einsum("tef,efd->ted", hidden, down).astype(jnp.float32)
+  return (y * share[:, :, None]).sum(1).astype(x.dtype)
+
+
+def _grouped(x, index, weight, gate, up, down):
+  n_experts = gate.shape[0]
+  rows, order = permutation.permute(x, index, n_experts)
+  rows = checkpoint_name(rows, "dispatched")
+  sizes = permutation.group_sizes(index, n_experts)
+
+  def matmul(rows, w):
+    return grouped_matmul.grouped_matmul(rows, w, sizes)
+
+  gated = checkpoint_name(matmul(rows, gate), "swiglu_input")
+  passed = checkpoint_name(matmul(rows, up), "swiglu_input")
+  y = matmul(jax.nn.silu(gated) * passed, down)
+  return permutation.unpermute(y, weight, order)
+
+
+# One batch of rows: N groups of R rows, each through an expert of its own.
+
+
+def _einsum(spec, *operands):
+  return _wide(spec, *operands).astype(operands[0].dtype)
+
+
+def _wide(spec, *operands):
+  return jnp.einsum(spec, *operands, preferred_element_type=jnp.float32)
+
+
+def _hidden(gated, passed, share):
+  """silu(gate) * up * gate weight, in float32."""
+  gated, passed = gated.astype(jnp.float32), passed.astype(jnp.float32)
+  return jax.nn.silu(gated) * passed * share[:, :, None]
+
+
+def _rows_forward(rows, share, gate, up, down):
+  """Weighted outputs [N, R, D] of `rows` [N, R, D], `share` [N, R]."""
+  gated = _einsum("nrd,ndf->nrf", rows, gate)
+  passed = _einsum("nrd,ndf->nrf", rows, up)
+  hidden = _hidden(gated, passed, share).astype(rows.dtype)
+  return _einsum("nrf,nfd->nrd", hidden, down), gated, passed
+
+
+def _rows_backward(rows, share, gated, passed, dy, gate, up, down):
+  """Gradients of `_rows_forward`'s five arguments."""
+  dtype = rows.dtype
+  dhidden = _wide("nrd,nfd->nrf", dy, down)
+  wide, passed = gated.astype(jnp.float32), passed.astype(jnp.float32)
+  sigmoid = jax.nn.sigmoid(wide)
+  silu = wide * sigmoid
+  dshare = (dhidden * silu * passed).sum(-1)
+  hidden = (silu * passed * share[:, :, None]).astype(dtype)
+  dhidden = dhidden * share[:, :, None]
+  dpassed = (dhidden * silu).astype(dtype)
+  slope = sigmoid + silu * (1.0 - sigmoid)
+  dgated = (dhidden * passed * slope).astype(dtype)
+  drows = jnp.einsum(
+    "nrf,ndf->nrd", dgated, gate, preferred_element_type=jnp.float32
+  ) + jnp.einsum(
+    "nrf,ndf->nrd", dpassed, up, preferred_element_type=jnp.float32
+  )
+  dgate, dup = _outer(rows, dgated), _outer(rows, dpassed)
+  return drows, dshare, dgate, dup, _outer(hidden, dy)
+
+
+def _outer(x, dy):
+  """x transposed @ dy of each group, float32."""
+  x = lax.optimization_barrier(x.swapaxes(1, 2))
+  return _wide("ndr,nrf->ndf", x, dy)
+
+
+# Slots for all experts at once, then a loop over the overflow.
+
+
+def _slots(index, n_experts):
+  capacity = -(-int(_SLACK * index.size) // n_experts)
+  capacity = min(-(-capacity // 8) * 8, index.shape[0])
+  return expert_slots.assign(index, n_experts, capacity, _ROWS)
+
+
+def _shares(weight, copy, filled):
+  """Gate weights of copies, zero where there is none."""
+  share = permutation.take(weight.reshape(-1), copy).astype(jnp.float32)
+  return jnp.where(filled, share, 0.0)
+
+
+def _gather_sum(y, slot):
+  """Sums the slots of each token, float32 [T, D]; slots past the end are 0."""
+  y = y.reshape(-1, y.shape[-1])
+  rows = y.at[slot].get(mode="fill", fill_value=0)
+  return rows.sum(1, dtype=jnp.float32)
+
+
+def _expert(w, e):
+  """The matrix of expert `e`, [1, ...]."""
+  return lax.dynamic_index_in_dim(w, e, 0, keepdims=True)
+
+
+def _add_to_expert(w, e, term):
+  return lax.dynamic_update_index_in_dim(w, _expert(w, e) + term, e, 0)
+
+
+@jax.custom_vjp
+def _slotted(x, index, weight, gate, up, down):
+  return _slotted_forward(x, index, weight, gate, up, down)[0]
+
+
+def _slotted_forward(x, index, weight, gate, up, down):
+  k = index.shape[1]
+  slots = _slots(index, gate.shape[0])
+  rows = permutation.take(x, slots.copy // k)
+  share = _shares(weight, slots.copy, slots.filled)
+  y, gated, passed = _rows_forward(rows, share, gate, up, down)
+  out = _gather_sum(y, slots.slot)
+
+  def overflow(i, out):
+    expert, copy, filled = slots.overflow(i)
+    rows = permutation.take(x, copy // k)[None]
+    share = _shares(weight, copy, filled)[None]
+    weights = (_expert(w, expert) for w in (gate, up, down))
+    y, _, _ = _rows_forward(rows, share, *weights)
+    return out.at[copy // k].add(y[0].astype(jnp.float32))
+
+  out = lax.fori_loop(0, slots.blocks.count, overflow, out)
+  gated = checkpoint_name(gated, "swiglu_input")
+  passed = checkpoint_name(passed, "swiglu_input")
+  saved = (x, index, weight, gate, up, down, gated, passed)
+  return out.astype(x.dtype), saved
+
+
+def _slotted_backward(saved, dout):
+  x, index, weight, gate, up, down, gated, passed = saved
+  k = index.shape[1]
+  slots = _slots(index, gate.shape[0])
+
+  def gather(copy):
+    token = copy // k
+    return permutation.take(x, token), permutation.take(dout, token)
+
+  rows, dy = gather(slots.copy)
+  share = _shares(weight, slots.copy, slots.filled)
+  drows, dshare, *dweights = _rows_backward(
+    rows, share, gated, passed, dy, gate, up, down
+  )
+  dx = _gather_sum(drows, slots.slot)
+  dweight = dshare.reshape(-1).at[slots.slot].get(mode="fill", fill_value=0)
+
+  def overflow(i, grads):
+    dx, dweight, *dweights = grads
+    expert, copy, filled = slots.overflow(i)
+    rows, dy = (a[None] for a in gather(copy))
+    share = _shares(weight, copy, filled)[None]
+    weights = [_expert(w, expert) for w in (gate, up, down)]
+    _, gated, passed = _rows_forward(rows, share, *weights)
+    drows, dshare, *dw = _rows_backward(
+      rows, share, gated, passed, dy, *weights
+    )
+    dweights = [
+      lax.dynamic_update_index_in_dim(
+        whole, _expert(whole, expert) + d, expert, 0
+      )
+      for whole, d in zip(dweights, dw, strict=True)
+    ]
+    dshare = jnp.where(filled, dshare[0], 0.0)
+    dx = dx.at[copy // k].add(jnp.where(filled[:, None], drows[0], 0.0))
+    return dx, dweight.at[copy].add(dshare), *dweights
+
+  start = (dx, dweight.reshape(-1), *dweights)
+  dx, dweight, *dweights = lax.fori_loop(0, slots.blocks.count, overflow, start)
+  dweights = (d.astype(gate.dtype) for d in dweights)
+  dweight = dweight.reshape(weight.shape).astype(weight.dtype)
+  return dx.astype(x.dtype), None, dweight, *dweights
+
+
+_slotted.defvjp(_slotted_forward, _slotted_backward)
