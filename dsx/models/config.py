@@ -200,13 +200,13 @@ class Execution:
     unroll_layers: whether the layer loop is unrolled (faster steps on a CPU,
       longer compilation). Parameters are stacked either way.
     attention: implementation of `ops.attention`.
-    grouped_matmul: implementation of `ops.grouped_matmul`.
+    experts: implementation of `ops.expert_mlp`.
   """
 
   remat: Literal["none", "paper", "full"] = "none"
   unroll_layers: bool = False
   attention: str = "auto"
-  grouped_matmul: str = "auto"
+  experts: str = "auto"
 
   def __post_init__(self):
     if self.remat not in ("none", "paper", "full"):

@@ -6,16 +6,17 @@ Legend (parallel/axes.py): B batch, L length, D model, T = B*L tokens,
 E experts, K experts per token, F feed-forward of one expert.
 """
 
+import functools
+
 import chex
 from flax import linen as nn
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.ops import dtypes as dtypes_lib
-from dsx.ops import grouped_matmul
+from dsx.ops import expert_mlp
 from dsx.ops import routing
 from dsx.parallel import axes
 from dsx.parallel import expert
@@ -88,19 +89,8 @@ class Experts(nn.Module):
     up = self._kernel("up_proj", (n, d, f), into)
     down = self._kernel("down_proj", (n, f, d), out)
 
-    def experts(x, index, weight, gate, up, down):
-      rows, sizes, order = expert.dispatch(x, index, n)
-      rows = checkpoint_name(rows, "dispatched")
-
-      def matmul(rows, kernels):
-        return grouped_matmul.grouped_matmul(
-          rows, kernels, sizes, impl=self.execution.grouped_matmul
-        )
-
-      hidden = layers.swiglu(matmul(rows, gate), matmul(rows, up))
-      return expert.combine(matmul(hidden, down), weight, order)
-
-    return expert.over_batch(experts)(x, index, weight, gate, up, down)
+    run = functools.partial(expert_mlp.expert_mlp, impl=self.execution.experts)
+    return expert.over_batch(run)(x, index, weight, gate, up, down)
 
 
 class MoE(nn.Module):

@@ -63,10 +63,10 @@ class MoeTest(parameterized.TestCase):
     chex.assert_trees_all_close(y, theirs, atol=3e-5)
     chex.assert_trees_all_equal(aux["load"], load.astype(np.float32))
 
-  @parameterized.parameters("blocked", "ragged", "dense")
+  @parameterized.parameters("slots", "grouped", "dense")
   def test_implementations_agree(self, impl):
     c, variables = _layer()
-    execution = config_lib.Execution(grouped_matmul=impl)
+    execution = config_lib.Execution(experts=impl)
     ours = _apply(c, variables, _x(), execution=execution)
     chex.assert_trees_all_close(ours, _apply(c, variables, _x()), atol=1e-5)
 
@@ -146,7 +146,7 @@ class MoeTest(parameterized.TestCase):
     c, variables = _layer()
 
     def grads(impl):
-      execution = config_lib.Execution(grouped_matmul=impl)
+      execution = config_lib.Execution(experts=impl)
 
       def loss(params, x):
         y, _ = moe.MoE(c, execution=execution).apply(
@@ -156,7 +156,9 @@ class MoeTest(parameterized.TestCase):
 
       return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], _x())
 
-    chex.assert_trees_all_close(grads("blocked"), grads("dense"), atol=1e-4)
+    dense = grads("dense")
+    for impl in ("slots", "grouped"):
+      chex.assert_trees_all_close(grads(impl), dense, atol=1e-4)
 
   def test_shared_experts_are_fused(self):
     """Two shared experts side by side are one of twice the width."""
