@@ -86,6 +86,8 @@ class BinaryTest(parameterized.TestCase):
 
   def start(self, *arguments, **options):
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    # JAX, once imported by another test, leaves its own choice there.
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.run(
       [sys.executable, "binary.py", *arguments],
       cwd=self.folder,
@@ -250,7 +252,7 @@ class ConfigurationTest(absltest.TestCase):
 
   def test_defaults_that_gin_did_not_build_are_written_down(self):
     target = "dsx.training.pretraining.Pretraining"
-    configuration.prepare(target, ["gin_configs/runs/v3_tiny.gin"])
+    configuration.prepare(target, ["gin_configs/runs/v3_small.gin"])
     run = configuration.build(target)
     saved = configuration.operative()
     self.assertIn(f"# default: optimizer.AdamW.b2 = {run.optimizer.b2}", saved)
