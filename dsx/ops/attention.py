@@ -7,16 +7,17 @@ Legend (parallel/axes.py): B batch, L query length, S key length, H heads,
 K qk head dim, U value head dim.
 """
 
-import jax
+from jax import lax
 import jax.numpy as jnp
 
 from dsx.ops import chunked_attention
 from dsx.ops import masks
+from dsx.ops import row_attention
 
-IMPLEMENTATIONS = ("auto", "chunked", "naive")
+IMPLEMENTATIONS = ("auto", "rows", "chunked", "naive")
 
-# Longer than this, [L, S] scores are never held whole.
-_NAIVE_LENGTH = 512
+# Longer than this, `rows` would hold too many scores at once.
+_ROWS_LENGTH = 4096
 
 
 def attention(
@@ -46,8 +47,9 @@ def attention(
     kv_positions: int32 [B, S], likewise.
     segment_ids: optional int32 [B, L]; a query sees its own segment alone.
     kv_segment_ids: int32 [B, S]; `segment_ids` if None.
-    impl: `naive` (scores held whole; the oracle), `chunked` (never) or
-      `auto`, the faster one on this platform for this length.
+    impl: `naive` (all scores held at once; the oracle), `rows` (those of a
+      block of queries), `chunked` (those of a block of queries and a block
+      of keys) or `auto`, the fastest on this platform for this length.
 
   Returns:
     [B, L, H, U] in q's dtype, softmax in float32. A query that sees no key
@@ -67,11 +69,14 @@ def attention(
     kv_segments=segment_ids if kv_segment_ids is None else kv_segment_ids,
   )
   if impl == "auto":
-    short = max(q.shape[1], k.shape[1]) <= _NAIVE_LENGTH
-    impl = "naive" if short else "chunked"
-  if impl == "chunked":
-    return chunked_attention.attend(q, k, v, visible, scale)
-  return _naive(q, k, v, visible, scale)
+    short = max(q.shape[1], k.shape[1]) <= _ROWS_LENGTH
+    impl = "rows" if short else "chunked"
+  attend = {
+    "rows": row_attention.attend,
+    "chunked": chunked_attention.attend,
+    "naive": _naive,
+  }[impl]
+  return attend(q, k, v, visible, scale)
 
 
 def _check(q, k, v, impl):
@@ -95,8 +100,9 @@ def _naive(q, k, v, visible, scale):
     "blhk,bshk->bhls", q, k, preferred_element_type=jnp.float32
   )
   scores = visible.mask(scores * scale)
-  weights = jax.nn.softmax(scores, axis=-1)
-  weights = jnp.where(scores > masks.HIDDEN, weights, 0.0)
+  weights = jnp.exp(scores - lax.stop_gradient(masks.top(scores)))
+  total = weights.sum(-1, keepdims=True)
+  weights = weights / jnp.where(total > 0, total, 1.0)
   return jnp.einsum(
     "bhls,bshu->blhu",
     weights.astype(v.dtype),

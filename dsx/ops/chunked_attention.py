@@ -116,9 +116,8 @@ def _forward(q, k, v, seen, static):
       top, total, mix = carry
       k_j, v_j = _chunk(k, j, columns), _chunk(v, j, columns)
       scores = _scores(q_i, k_j, i, j, seen, static)
-      new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+      new_top = jnp.maximum(top, masks.top(scores))
       weights = jnp.exp(scores - new_top)
-      weights = jnp.where(scores > masks.HIDDEN, weights, 0.0)
       shrink = jnp.exp(top - new_top)
       total = total * shrink + weights.sum(-1, keepdims=True)
       new = _einsum("bhls,bhsu->bhlu", weights.astype(v.dtype), v_j)
@@ -164,7 +163,6 @@ def _backward(static, saved, dout):
       q_i, dout_i = _chunk(q, i, rows), _chunk(dout, i, rows)
       scores = _scores(q_i, k_j, i, j, seen, static)
       weights = jnp.exp(scores - _chunk(log_sum, i, rows))
-      weights = jnp.where(scores > masks.HIDDEN, weights, 0.0)
       dweights = _einsum("bhlu,bhsu->bhls", dout_i, v_j)
       dscores = weights * (dweights - _chunk(dot, i, rows)) * scale
       weights, dscores = weights.astype(v.dtype), dscores.astype(q.dtype)

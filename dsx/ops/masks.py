@@ -13,6 +13,15 @@ import jax.numpy as jnp
 HIDDEN = -1e30
 
 
+def top(scores):
+  """The largest score of each query [..., L, 1], for a stable softmax.
+
+  For a query that sees no key it stays far above `HIDDEN`, so that exp(score
+  - top) is 0 there too and not 1.
+  """
+  return jnp.maximum(scores.max(-1, keepdims=True), HIDDEN / 2)
+
+
 class Visible(NamedTuple):
   """Positions and segments of queries and keys; each [B or 1, length].
 

@@ -29,13 +29,12 @@ class Permutation(NamedTuple):
   row: jax.Array
 
 
-def by_expert(index, n_experts: int | None = None) -> Permutation:
+def by_expert(index, n_experts: int) -> Permutation:
   """The stable order of copies by expert.
 
   Args:
-    index: int32 [T, K], expert of each copy.
-    n_experts: E, with which the sort is faster, and copies whose expert is
-      not in [0, E) come last.
+    index: int32 [T, K], expert of each copy; those not in [0, E) come last.
+    n_experts: E.
 
   Returns:
     The `Permutation`.
@@ -44,15 +43,14 @@ def by_expert(index, n_experts: int | None = None) -> Permutation:
   [[2, 0], [1, 3]]
   """
   expert = index.reshape(-1)
+  expert = jnp.where(expert < 0, n_experts, jnp.minimum(expert, n_experts))
   places = jnp.arange(expert.size, dtype=jnp.int32)
-  if n_experts is not None:
-    expert = jnp.where(expert < 0, n_experts, jnp.minimum(expert, n_experts))
-  if n_experts is None or (n_experts + 1) * expert.size > _INT32_MAX:
-    copy = jnp.argsort(expert, stable=True).astype(jnp.int32)
-  else:
+  if (n_experts + 1) * expert.size <= _INT32_MAX:
     # Expert and place in one number: one array to sort is several times
     # faster on a CPU than one array to sort another by.
     copy = jnp.sort(expert * expert.size + places) % expert.size
+  else:
+    copy = jnp.argsort(expert, stable=True).astype(jnp.int32)
   row = jnp.zeros_like(copy).at[copy].set(places, unique_indices=True)
   return Permutation(copy, row.reshape(index.shape))
 
@@ -63,13 +61,13 @@ def group_sizes(index, n_experts: int):
   return (index.reshape(-1)[:, None] == experts).sum(0, dtype=jnp.int32)
 
 
-def permute(x, index, n_experts: int | None = None):
+def permute(x, index, n_experts: int):
   """Copies each token once per expert it goes to, sorted by expert.
 
   Args:
     x: [T, D].
     index: int32 [T, K], experts of each token.
-    n_experts: E, with which the sort is faster.
+    n_experts: E.
 
   Returns:
     ([T * K, D], `Permutation`).

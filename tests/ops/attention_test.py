@@ -1,3 +1,6 @@
+import functools
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -8,6 +11,10 @@ import numpy as np
 
 from dsx.ops import attention
 from dsx.ops import chunked_attention
+from dsx.ops import row_attention
+
+FAST = ("rows", "chunked")
+ALL = ("naive", *FAST)
 
 
 def _inputs(b=2, length=7, kv_length=None, h=2, k=6, u=4, dtype=jnp.float32):
@@ -21,9 +28,15 @@ def _inputs(b=2, length=7, kv_length=None, h=2, k=6, u=4, dtype=jnp.float32):
   )
 
 
-def _value_and_grads(impl, q, k, v, dout, **masks):
+_attention = jax.jit(attention.attention, static_argnames=("scale", "impl"))
+
+
+@functools.partial(jax.jit, static_argnames=("impl", "causal"))
+def _value_and_grads(impl, q, k, v, dout, causal=True, **masks):
   def attend(q, k, v):
-    return attention.attention(q, k, v, scale=0.3, impl=impl, **masks)
+    return attention.attention(
+      q, k, v, scale=0.3, causal=causal, impl=impl, **masks
+    )
 
   out, pull = jax.vjp(attend, q, k, v)
   return out, *pull(dout)
@@ -44,18 +57,15 @@ def _loop(q, k, v, scale, sees):
 class AttentionTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    # Small chunks, so that short sequences have many.
-    chunk = chunked_attention._CHUNK
-    self.addCleanup(setattr, chunked_attention, "_CHUNK", chunk)
-    chunked_attention._CHUNK = 4
+    # Small blocks, so that short sequences have many.
+    self.enterContext(mock.patch.object(chunked_attention, "_CHUNK", 4))
+    self.enterContext(mock.patch.object(row_attention, "_ROWS", 4))
 
-  @parameterized.parameters("naive", "chunked")
+  @parameterized.parameters(*ALL)
   def test_against_a_loop(self, impl):
     q, k, v, _ = _inputs()
     segments = jnp.array([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 2, 2, 2]])
-    out = attention.attention(
-      q, k, v, scale=0.3, segment_ids=segments, impl=impl
-    )
+    out = _attention(q, k, v, scale=0.3, segment_ids=segments, impl=impl)
 
     def sees(b, i, j):
       return j <= i and segments[b, i] == segments[b, j]
@@ -63,14 +73,11 @@ class AttentionTest(parameterized.TestCase):
     chex.assert_trees_all_close(out, _loop(q, k, v, 0.3, sees), atol=1e-5)
 
   @parameterized.named_parameters(
-    ("chunks_fit", 8, 8),
-    ("last_chunk_is_short", 11, 11),
-    ("shorter_than_a_chunk", 3, 3),
+    ("last_block_is_short", 11, 11),
     ("one_query", 1, 9),
-    ("more_keys", 5, 10),
     ("fewer_keys", 10, 5),
   )
-  def test_chunked_is_naive(self, length, kv_length):
+  def test_all_are_naive(self, length, kv_length):
     inputs = _inputs(length=length, kv_length=kv_length)
     rng = np.random.default_rng(0)
     segments = {
@@ -82,34 +89,30 @@ class AttentionTest(parameterized.TestCase):
       "kv_positions": jnp.asarray(rng.integers(0, 9, (2, kv_length))),
     }
     for masks in ({}, {"causal": False}, segments, positions):
-      both = [
-        _value_and_grads(impl, *inputs, **masks)
-        for impl in ("naive", "chunked")
+      oracle, *others = [
+        _value_and_grads(impl, *inputs, **masks) for impl in ALL
       ]
-      chex.assert_trees_all_close(*both, atol=2e-5)
+      for got in others:
+        chex.assert_trees_all_close(got, oracle, atol=2e-5)
 
   def test_packed_is_unpacked(self):
     q, k, v, _ = _inputs(b=1, length=10)
     segments = jnp.array([[0] * 6 + [1] * 4])
-    for impl in ("naive", "chunked"):
-      packed = attention.attention(
-        q, k, v, scale=1.0, segment_ids=segments, impl=impl
-      )
-      alone = attention.attention(
-        *(x[:, 6:] for x in (q, k, v)), scale=1.0, impl=impl
-      )
+    for impl in ALL:
+      packed = _attention(q, k, v, scale=1.0, segment_ids=segments, impl=impl)
+      alone = _attention(*(x[:, 6:] for x in (q, k, v)), scale=1.0, impl=impl)
       chex.assert_trees_all_close(packed[:, 6:], alone, atol=1e-6)
 
-  @parameterized.parameters("naive", "chunked")
+  @parameterized.parameters(*ALL)
   def test_positions_continue_a_sequence(self, impl):
     q, k, v, _ = _inputs(b=1, length=9)
-    whole = attention.attention(q, k, v, scale=1.0, impl=impl)
-    tail = attention.attention(
+    whole = _attention(q, k, v, scale=1.0, impl=impl)
+    tail = _attention(
       q[:, 5:], k, v, scale=1.0, q_positions=jnp.arange(5, 9)[None], impl=impl
     )
     chex.assert_trees_all_close(whole[:, 5:], tail, atol=1e-6)
 
-  @parameterized.parameters("naive", "chunked")
+  @parameterized.parameters(*ALL)
   def test_a_query_that_sees_nothing_gives_zeros(self, impl):
     q, k, v, dout = _inputs(b=1, length=5)
     out, *grads = _value_and_grads(
@@ -126,16 +129,16 @@ class AttentionTest(parameterized.TestCase):
 
   def test_huge_scores_do_not_overflow(self):
     q, k, v, dout = _inputs()
-    both = [
-      _value_and_grads(impl, q * 1e3, k, v, dout)
-      for impl in ("naive", "chunked")
+    oracle, *others = [
+      _value_and_grads(impl, q * 1e3, k, v, dout) for impl in ALL
     ]
-    chex.assert_tree_all_finite(both)
-    chex.assert_trees_all_close(*both, atol=2e-3, rtol=1e-4)
+    chex.assert_tree_all_finite(oracle)
+    for got in others:
+      chex.assert_trees_all_close(got, oracle, atol=2e-3, rtol=1e-4)
 
-  @parameterized.parameters("naive", "chunked")
+  @parameterized.parameters(*ALL)
   def test_bfloat16_keeps_a_float32_softmax(self, impl):
-    inputs = _inputs(b=1, length=64, dtype=jnp.bfloat16)
+    inputs = _inputs(b=1, length=24, dtype=jnp.bfloat16)
     wide = [x.astype(jnp.float32) for x in inputs]
     got = _value_and_grads(impl, *inputs)
     chex.assert_type(got, jnp.bfloat16)
@@ -146,12 +149,12 @@ class AttentionTest(parameterized.TestCase):
     )
 
   def test_scores_are_never_held_whole(self):
-    q, k, v, dout = _inputs(b=1, length=64)
-    for impl, whole in (("naive", True), ("chunked", False)):
+    q, k, v, dout = _inputs(b=1, length=40)
+    for impl, whole in (("naive", True), ("rows", False), ("chunked", False)):
       jaxpr = jax.make_jaxpr(lambda *x, impl=impl: _value_and_grads(impl, *x))(
         q, k, v, dout
       )
-      self.assertEqual("64,64]" in str(jaxpr), whole)
+      self.assertEqual("40,40]" in str(jaxpr), whole)
 
   def test_under_jit_remat_and_scan(self):
     q, k, v, dout = _inputs(k=4)
@@ -164,19 +167,19 @@ class AttentionTest(parameterized.TestCase):
       return (jax.lax.scan(layer, q, length=3)[0] * dout).sum()
 
     grad = jax.jit(jax.grad(layers, (1, 2, 3)), static_argnums=0)
-    chex.assert_trees_all_close(
-      grad("chunked", q, k, v), grad("naive", q, k, v), atol=1e-5
-    )
+    oracle, *others = [grad(impl, q, k, v) for impl in ALL]
+    for got in others:
+      chex.assert_trees_all_close(got, oracle, atol=1e-5)
 
-  @parameterized.parameters(False, True)
-  def test_chunked_inside_shard_map(self, check_vma):
+  @parameterized.product(impl=FAST, check_vma=(False, True))
+  def test_inside_shard_map(self, impl, check_vma):
     mesh = jax.make_mesh(
       (8,), ("shard",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     q, k, v, dout = _inputs(b=8)
 
     def shard(*inputs):
-      return _value_and_grads("chunked", *inputs)
+      return _value_and_grads(impl, *inputs)
 
     sharded = jax.shard_map(
       shard,

@@ -1,3 +1,5 @@
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -28,7 +30,7 @@ def _oracle(x, index, weight, scale):
 
 
 def _ours(x, index, weight, scale):
-  y, order = permutation.permute(x, index)
+  y, order = permutation.permute(x, index, 5)
   return permutation.unpermute(y * scale, weight, order)
 
 
@@ -36,7 +38,7 @@ class PermutationTest(parameterized.TestCase):
   def test_literal(self):
     x = jnp.array([[1.0], [2.0]])
     index = jnp.array([[2, 0], [0, 1]])
-    y, order = permutation.permute(x, index)
+    y, order = permutation.permute(x, index, 5)
     chex.assert_trees_all_equal(y, jnp.array([[1.0], [2], [2], [1]]))
     weight = jnp.array([[1.0, 10], [100, 1000]])
     out = permutation.unpermute(y, weight, order)
@@ -44,13 +46,23 @@ class PermutationTest(parameterized.TestCase):
 
   def test_rows_are_sorted_and_stable(self):
     _, index, _, _ = _inputs()
-    order = permutation.by_expert(index)
+    order = permutation.by_expert(index, 5)
     expert = np.asarray(index).reshape(-1)[np.asarray(order.copy)]
     self.assertTrue((np.diff(expert) >= 0).all())
     for e in range(5):
       self.assertTrue((np.diff(order.copy[expert == e]) > 0).all())
     places = np.asarray(order.copy)[np.asarray(order.row)]
     np.testing.assert_array_equal(places.reshape(-1), np.arange(index.size))
+
+  def test_no_expert_comes_last(self):
+    order = permutation.by_expert(jnp.array([[3, -1], [1, 0]]), 3)
+    chex.assert_trees_all_equal(order.copy, jnp.array([3, 2, 0, 1]))
+
+  def test_too_many_copies_for_one_number_sort_alike(self):
+    _, index, _, _ = _inputs()
+    small = permutation.by_expert(index, 5)
+    with mock.patch.object(permutation, "_INT32_MAX", 10):
+      chex.assert_trees_all_equal(permutation.by_expert(index, 5), small)
 
   def test_group_sizes_count_copies(self):
     index = jnp.array([[2, 0], [0, 3]])
@@ -71,7 +83,7 @@ class PermutationTest(parameterized.TestCase):
   def test_there_and_back_is_the_identity(self):
     x, index, weight, _ = _inputs()
     weight /= weight.sum(1, keepdims=True)
-    y, order = permutation.permute(x, index)
+    y, order = permutation.permute(x, index, 5)
     chex.assert_trees_all_close(
       permutation.unpermute(y, weight, order), x, atol=1e-6
     )
