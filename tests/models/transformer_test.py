@@ -58,7 +58,8 @@ def _loss_and_grads(dense, **execution):
 
 def _saved(**execution) -> list[tuple[int, ...]]:
   """Shapes of what the backward pass of three expert layers is given."""
-  _, variables, apply = _stack(False, 3, **execution)
+  # The accelerators' experts, whose rows are tokens x K and nothing else.
+  _, variables, apply = _stack(False, 3, experts="grouped", **execution)
 
   def pullback(params, x):
     return jax.vjp(
