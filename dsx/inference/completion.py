@@ -1,12 +1,12 @@
-"""Continuing a text: what lies between a prompt and `generate`."""
+"""Continuing a text: what lies between a prompt and `uncached`."""
 
 from typing import NamedTuple
 
 import jax
 
 from dsx.data import vocab as vocab_lib
-from dsx.inference import generate
 from dsx.inference import sampling
+from dsx.inference import uncached
 from dsx.models import deepseek
 
 
@@ -40,7 +40,7 @@ def context_window(
   model: deepseek.DeepSeek,
   vocabulary: vocab_lib.Vocabulary,
   tokens: list[int],
-  how: sampling.Sampling,
+  window: int | None = None,
 ) -> int:
   """The window of a completion, once everything about it is found right.
 
@@ -55,7 +55,7 @@ def context_window(
       f"{config.vocab_size}: expected the vocabulary it was trained with"
     )
   longest = config.max_position_embeddings
-  window = longest if how.window is None else how.window
+  window = longest if window is None else window
   if window > longest:
     raise ValueError(
       f"window={window}: expected at most max_position_embeddings={longest}, "
@@ -75,27 +75,44 @@ def complete(
   vocabulary: vocab_lib.Vocabulary,
   prompt: str,
   how: sampling.Sampling = sampling.Sampling(),  # noqa: B008, it is frozen
+  *,
+  window: int | None = None,
 ) -> Completion:
-  """Continues a text until EOS or `how.max_new_tokens`.
+  """Continues a text until EOS or `how.max_new_tokens`, without a cache.
+
+  The slow way, which needs no second copy of the weights: a trainer's sample.
+  `engine.Engine` is the fast one.
 
   Args:
     model: the model.
     variables: `params` and `router_bias`.
     vocabulary: the one that the model was trained with.
     prompt: at least one character. Special tokens in it are plain text.
-    how: length, temperature, window and seed.
+    how: length, temperature and seed; what else it has is refused.
+    window: tokens of context that the model sees, older ones are forgotten;
+      None for as many as it is meant for.
 
   Raises:
     ValueError: see `prompt_tokens` and `context_window`.
   """
+  plain = sampling.Sampling(
+    max_new_tokens=how.max_new_tokens,
+    temperature=how.temperature,
+    seed=how.seed,
+  )
+  if how != plain:
+    raise ValueError(
+      f"{how}: expected length, temperature and seed alone; decode with "
+      "inference.engine for the rest"
+    )
   tokens = prompt_tokens(vocabulary, prompt)
   eos = vocabulary.special["eos"]
-  drawn = generate.generate(
+  drawn = uncached.generate(
     model,
     variables,
     tokens,
     n_tokens=how.max_new_tokens,
-    window=context_window(model, vocabulary, tokens, how),
+    window=context_window(model, vocabulary, tokens, window),
     temperature=how.temperature,
     key=jax.random.key(how.seed),
     stop=eos,

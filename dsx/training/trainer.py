@@ -192,9 +192,9 @@ class Trainer:
       sampling.Sampling(
         max_new_tokens=self.run.sample_tokens,
         temperature=self.run.sample_temperature,
-        window=self.run.data.sequence_length,
         seed=self.run.seed,
       ),
+      window=self.run.data.sequence_length,
     )
     return self.run.sample_prompt + said.text
 

@@ -70,9 +70,12 @@ class CompletionTest(parameterized.TestCase):
   )
   def test_bad_input(self, prompt, how, config, message):
     with self.assertRaisesRegex(ValueError, message):
-      completion.complete(
-        _parrot(b"x", **config), {}, _BYTE, prompt, sampling.Sampling(**how)
-      )
+      completion.complete(_parrot(b"x", **config), {}, _BYTE, prompt, **how)
+
+  def test_what_it_cannot_do_is_refused(self):
+    how = sampling.Sampling(top_p=0.5)
+    with self.assertRaisesRegex(ValueError, "length, temperature and seed"):
+      completion.complete(_parrot(b"x"), {}, _BYTE, "ab", how)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from dsx.inference import generate
+from dsx.inference import uncached
 from dsx.models import deepseek
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
@@ -29,7 +29,7 @@ def setUpModule():
 
 
 def _generate(prompt=_PROMPT, *, window=64, n_tokens=_TOKENS, **more):
-  return generate.generate(
+  return uncached.generate(
     _model, _variables, prompt, n_tokens=n_tokens, window=window, **more
   )
 
