@@ -1,7 +1,8 @@
 """A model to use, from whatever folder holds one.
 
-Two kinds of folder do: the workdir of a run, and one in Hugging Face's layout.
-`find` reads what describes the model; its weights are read when asked for.
+Two kinds of folder do: the workdir of a run (or of `imported`), and one in
+Hugging Face's layout. `find` reads what describes the model, tensors' names
+and shapes among it; its weights are read when asked for.
 """
 
 from collections.abc import Callable
@@ -9,15 +10,25 @@ import dataclasses
 import os
 import pathlib
 from typing import Any
+from typing import Literal
+
+import jax
 
 from dsx.convert import deepseek as convert
 from dsx.convert import folder as folder_lib
 from dsx.convert import huggingface_config
+from dsx.convert import name_map
 from dsx.data import vocab as vocab_lib
+from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import sharding as sharding_lib
 from dsx.training import restore
 from dsx.training import workdir as workdir_lib
+
+FP8 = restore.FP8
+Layout = Literal["stacked", "layers"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,18 +36,54 @@ class Pretrained:
   """A model whose weights are still on disk.
 
   Attributes:
-    model: the model, to be run on one device.
+    kind: `workdir` or `hugging_face`.
+    config: the model; it counts the MTP modules that there are to read.
+    dtypes: precision of its parameters and products.
     vocabulary: of its tokens.
     window: tokens of context that it was trained with.
     description: what was found, in a few words.
-    read: reads its variables.
   """
 
-  model: deepseek.DeepSeek
+  kind: Literal["workdir", "hugging_face"]
+  config: config_lib.DeepSeekConfig
+  dtypes: dtypes_lib.Dtypes
   vocabulary: vocab_lib.Vocabulary
   window: int
   description: str
-  read: Callable[[], Any]
+  _read: Callable[..., Any]
+
+  @property
+  def model(self) -> deepseek.DeepSeek:
+    """The model of `read()`: layers stacked, with no MTP modules."""
+    return deepseek.DeepSeek(_without_mtp(self.config), self.dtypes)
+
+  def read(
+    self,
+    *,
+    layout: Layout = "stacked",
+    mtp: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+    sharding: sharding_lib.Sharding | None = None,
+  ):
+    """Reads the variables.
+
+    Args:
+      layout: `stacked` for training, `layers` for inference.
+      mtp: whether to read the MTP modules, too, if there are any.
+      mesh: devices to place them on; by default one device.
+      sharding: where on the mesh; by default on every device whole.
+
+    Returns:
+      `params` and, if the model has one, `router_bias`.
+
+    Raises:
+      ValueError: in one line, what is wrong with the files.
+    """
+    if layout not in ("stacked", "layers"):
+      raise ValueError(f"layout={layout!r}: expected 'stacked' or 'layers'")
+    if mesh is not None and sharding is None:
+      sharding = sharding_lib.Sharding(strategy="replicated")
+    return self._read(layout=layout, mtp=mtp, mesh=mesh, sharding=sharding)
 
 
 def find(
@@ -56,6 +103,8 @@ def find(
     vocabulary: 'byte' or a tokenizer.json; by default the run's own, or the
       tokenizer.json of the folder.
     dtype: of parameters and products; by default the run's own, or float32.
+      'fp8' keeps matrices that are FP8 on the disk as they are, and all else
+      in bfloat16.
 
   Raises:
     ValueError: nothing of the kind is there, or it does not fit.
@@ -74,20 +123,66 @@ def find(
       f"{path} is a Hugging Face folder: expected neither a step nor an "
       "average, which only runs have; leave them out"
     )
-  dtype = dtype or "float32"
-  config = dataclasses.replace(
-    huggingface_config.read(path), num_nextn_predict_layers=0
-  )
+  return _of_folder(path, vocabulary, dtype or "float32")
+
+
+def _of_folder(path, vocabulary, dtype: str) -> Pretrained:
+  config = huggingface_config.read(path)
+  stored = folder_lib.tensors(path)
+  if dtype == FP8 and not any(
+    t.dtype.startswith("F8") for t in stored.values()
+  ):
+    raise ValueError(
+      f"{path}: its weights are not FP8: expected a folder converted with "
+      "--target_format=hf_fp8; or leave out the dtype fp8"
+    )
+  if not _holds_mtp(config, stored):
+    config = _without_mtp(config)
+
+  def read(*, layout, mtp, mesh, sharding):
+    config, variables = convert.load(path, dtype=dtype, mtp=mtp)
+    return _laid_out(config, variables, layout)
+
   return Pretrained(
-    model=deepseek.DeepSeek(
-      config, dtypes_lib.Dtypes(param=dtype, compute=dtype)
-    ),
+    kind="hugging_face",
+    config=config,
+    dtypes=_dtypes(dtype, dtypes_lib.Dtypes()),
     vocabulary=vocab_lib.load(vocabulary or path),
     window=config.max_position_embeddings,
     description=f"Hugging Face folder {path}",
-    # MTP modules do not take part in plain sampling.
-    read=lambda: convert.load(path, dtype=dtype, mtp=False)[1],
+    _read=read,
   )
+
+
+def _holds_mtp(config: config_lib.DeepSeekConfig, names) -> bool:
+  """Whether the MTP modules that `config` counts are among the tensors."""
+  first = config.num_hidden_layers
+  modules = range(first, first + config.num_nextn_predict_layers)
+  return any(name_map.layer_of(name) in modules for name in names)
+
+
+def _without_mtp(config: config_lib.DeepSeekConfig):
+  return dataclasses.replace(config, num_nextn_predict_layers=0)
+
+
+def _dtypes(dtype: str | None, own: dtypes_lib.Dtypes) -> dtypes_lib.Dtypes:
+  """`own`, with parameters and products in `dtype` if one is given.
+
+  FP8 weights are multiplied in bfloat16.
+  """
+  if dtype is None:
+    return own
+  dtype = "bfloat16" if dtype == FP8 else dtype
+  return dataclasses.replace(own, param=dtype, compute=dtype)
+
+
+def _laid_out(config: config_lib.DeepSeekConfig, variables, layout: Layout):
+  """Variables that are stacked, in the layout that is asked for."""
+  if layout == "stacked":
+    return variables
+  from dsx.models import layout as layout_lib
+
+  return layout_lib.to_layers(config, variables)
 
 
 def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
@@ -99,21 +194,42 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
       f"{path}: the run keeps no average of its parameters; leave it out, or "
       "train with Pretraining.ema_decay"
     )
-  dtypes = dtypes_lib.Dtypes(**identity["dtypes"])
-  if dtype:
-    dtypes = dataclasses.replace(dtypes, param=dtype, compute=dtype)
+  if dtype == FP8 and FP8 not in metadata.get("stored", {}).values():
+    raise ValueError(
+      f"{path}: its weights are not FP8: expected a workdir converted from "
+      "FP8 files; or leave out the dtype fp8"
+    )
 
-  def read():
-    trained = restore.load(path, step=step, average=average)
+  def read(*, layout, mtp, mesh, sharding):
+    trained = restore.load(
+      path, step=step, average=average, mtp=mtp, mesh=mesh, sharding=sharding
+    )
     variables = dict(trained.variables)
     params = trained.average if average else variables["params"]
-    variables["params"] = dtypes_lib.cast(params, dtypes.param)
-    return variables
+    variables["params"] = params if dtype is None else _cast(params, dtype)
+    return _laid_out(trained.model.config, variables, layout)
 
   return Pretrained(
-    model=deepseek.DeepSeek(restore.config_of(identity), dtypes),
-    vocabulary=vocab_lib.load(vocabulary or identity["data"]["vocabulary"]),
+    kind="workdir",
+    config=restore.config_of(identity),
+    dtypes=_dtypes(dtype, restore.dtypes_of(identity)),
+    vocabulary=vocab_lib.load(
+      vocabulary or workdir_lib.vocabulary(path, identity["data"]["vocabulary"])
+    ),
     window=identity["data"]["sequence_length"],
     description=f"step {metadata['step']:,} of {path}",
-    read=read,
+    _read=read,
+  )
+
+
+def _cast(params, dtype: str):
+  """Casts parameters; FP8 weights stay what they are only for `fp8`."""
+
+  def leaf(x):
+    if not isinstance(x, block_scaled.BlockScaled):
+      return x.astype("bfloat16" if dtype == FP8 else dtype)
+    return x if dtype == FP8 else x.dequantise(dtype)
+
+  return jax.tree.map(
+    leaf, params, is_leaf=lambda x: isinstance(x, block_scaled.BlockScaled)
   )

@@ -8,23 +8,32 @@ The checkpoint says itself what it is of: neither gin files nor the optimizer
 state are read.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import itertools
+import math
 import os
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 
 from dsx.data import pipeline
 from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import pretraining
 from dsx.training import workdir as workdir_lib
+
+# In a checkpoint's metadata: a matrix that is kept as FP8 values with scales.
+FP8 = "fp8"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +93,11 @@ def config_of(identity: dict) -> config_lib.DeepSeekConfig:
   return _made(config_lib.DeepSeekConfig, {**fields, "rope_scaling": scaling})
 
 
+def dtypes_of(identity: dict) -> dtypes_lib.Dtypes:
+  """The precision of the model in a run's identity; see `config_of`."""
+  return _made(dtypes_lib.Dtypes, identity["dtypes"])
+
+
 def _made(cls, fields: dict):
   try:
     return cls(**fields)
@@ -100,16 +114,26 @@ def load(
   run: pretraining.Pretraining | None = None,
   step: int | None = None,
   average: bool = False,
+  mtp: bool = True,
+  mesh: jax.sharding.Mesh | None = None,
+  sharding: sharding_lib.Sharding | None = None,
 ) -> Trained:
   """Loads a trained model.
 
   Args:
     workdir: of the run.
     run: says how to place and run the model, and may have other data. Without
-      it, the model is the one that was saved, on one device.
+      it, the model is the one that was saved.
     step: this step or none. By default the newest that is good.
     average: whether to load the average of the parameters, too, if there is
       one.
+    mtp: without `run`: whether to load the MTP modules, too.
+    mesh: without `run`: where to; by default one device.
+    sharding: without `run`: how; by default every device has everything.
+
+  Returns:
+    The model; of a checkpoint that was made from FP8 files, matrices are
+    `BlockScaled` as they were there.
 
   Raises:
     WorkdirError: there is no checkpoint.
@@ -119,17 +143,21 @@ def load(
     metadata = checkpointer.metadata(step)
     identity = metadata["run"]
     if run is None:
-      model = deepseek.DeepSeek(
-        config_of(identity), _made(dtypes_lib.Dtypes, identity["dtypes"])
-      )
-      mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
-      rules = sharding_lib.Sharding(strategy="replicated").parameters
+      config = config_of(identity)
+      if not mtp:
+        config = dataclasses.replace(config, num_nextn_predict_layers=0)
+      model = deepseek.DeepSeek(config, dtypes_of(identity))
+      if mesh is None:
+        mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
+      if sharding is None:
+        sharding = sharding_lib.Sharding(strategy="replicated")
     else:
       model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
-      mesh, rules = mesh_lib.make(run.mesh), run.sharding.parameters
-    target = {"state": abstract(model, rules, mesh)}
+      mesh, sharding = mesh_lib.make(run.mesh), run.sharding
+    plain = abstract(model, sharding.parameters, mesh)
+    target = {"state": as_stored(plain, metadata.get("stored", {}))}
     if average and identity["ema_decay"] is not None:
-      target["ema"] = jax.tree.map(_averaged, target["state"]["params"])
+      target["ema"] = jax.tree.map(_averaged, plain["params"])
     restored = checkpointer.restore(target, step=step, partial=True)
   notes = [*restored.notes, *_differences(identity, run)]
   return Trained(
@@ -160,6 +188,44 @@ def abstract(model: deepseek.DeepSeek, rules: sharding_lib.Rules, mesh):
     sharding_lib.unbox(boxed),
     sharding_lib.shardings(boxed, rules, mesh),
   )
+
+
+def as_stored(target, stored: Mapping[str, str]):
+  """A tree of ShapeDtypeStructs with the dtypes that a checkpoint has.
+
+  Args:
+    target: from `abstract`.
+    stored: dtypes by the names of leaves, `fp8` for values with scales; of
+      other leaves the dtype is the target's own. Checkpoints of runs say
+      nothing here, those of `imported` what their files had.
+  """
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    dtype = stored.get(name)
+    if dtype is None:
+      return x
+    if dtype != FP8:
+      return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+    return block_scaled.BlockScaled(
+      jax.ShapeDtypeStruct(x.shape, jnp.float8_e4m3fn, sharding=x.sharding),
+      _scales(x),
+    )
+
+  return jax.tree_util.tree_map_with_path(leaf, target)
+
+
+def _scales(values: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """Scales lie as their values do, where their number divides as well."""
+  shape = block_scaled.scales_shape(values.shape)
+  mesh, spec = values.sharding.mesh, values.sharding.spec
+  parts = []
+  for size, part in itertools.zip_longest(shape, spec):
+    names = (part,) if isinstance(part, str) else part or ()
+    pieces = math.prod(mesh.shape[name] for name in names)
+    parts.append(part if size % pieces == 0 else None)
+  sharding = NamedSharding(mesh, PartitionSpec(*parts))
+  return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 
 def _averaged(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -114,6 +114,16 @@ def _check_room(path: pathlib.Path, run: pretraining.Pretraining) -> None:
     )
 
 
+def vocabulary(path: pathlib.Path, name: str) -> str:
+  """What `data.vocab.load` takes, given the name in the run's identity.
+
+  A workdir may bring its tokenizer along; its name is then relative to the
+  workdir, which can be moved.
+  """
+  own = path / name
+  return str(own) if name != "byte" and own.exists() else name
+
+
 def describe(path: pathlib.Path, **files: str) -> None:
   """Writes texts that describe the run, by file name (process 0 alone).
 

@@ -97,7 +97,7 @@ class RestoreTest(parameterized.TestCase):
     of_run = pretrained.find(self.workdir)
     self.assertEqual(of_run.window, workdirs.LENGTH)
     folder = self.folder / "hugging_face"
-    convert.save(folder, self.run_.config, of_run.read())
+    convert.save(folder, self.run_.config, of_run.read(mtp=True))
     of_folder = pretrained.find(folder, vocabulary="byte")
     self.assertEqual(of_folder.window, 64)
     self.assertEqual(self.complete(of_folder), self.complete(of_run))
