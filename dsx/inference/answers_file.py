@@ -1,0 +1,91 @@
+"""A file of answers, one JSON object a line, that is whole or not there.
+
+Lines are written to a file beside it as they come, and that one takes the name
+at the end. What a run had finished when it was cut off stays under the other
+name.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+_PARTIAL = ".partial"
+
+
+def check(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Refuses a file that could not be written; creates nothing.
+
+  Returns:
+    Its path, absolute.
+
+  Raises:
+    ValueError: its folder does not exist or cannot be written to, or it is a
+      folder itself.
+  """
+  file = pathlib.Path(path).expanduser().absolute()
+  if not file.parent.is_dir():
+    raise ValueError(
+      f"--output={path}: {str(file.parent)!r} is no folder; expected an "
+      "existing one, make it first"
+    )
+  if file.is_dir():
+    raise ValueError(
+      f"--output={path}: this is a folder; expected the name of a file in it"
+    )
+  if not os.access(file.parent, os.W_OK | os.X_OK):
+    raise ValueError(
+      f"--output={path}: {str(file.parent)!r} cannot be written to; give "
+      "another folder"
+    )
+  return file
+
+
+class Writer:
+  """Writes the file; a context manager.
+
+  On an error inside the context the file keeps what it had before, and its
+  name with `.partial` at the end has the lines so far.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Opens the file beside it.
+
+    Raises:
+      ValueError: see `check`.
+      OSError: the file cannot be made.
+    """
+    self._file = check(path)
+    self.partial = self._file.with_name(self._file.name + _PARTIAL)
+    self._out = self.partial.open("w", encoding="utf-8", newline="\n")
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, error, *unused) -> None:
+    with self._out:
+      self._out.flush()
+      os.fsync(self._out.fileno())
+    if error is None:
+      os.replace(self.partial, self._file)
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Appends a line.
+
+    Args:
+      record: of what JSON can hold; numbers that are not finite become null.
+    """
+    self._out.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+    self._out.flush()
+
+
+def _finite(value: Any) -> Any:
+  """`value` with null for numbers that JSON has no words for."""
+  if isinstance(value, float):
+    return value if abs(value) < float("inf") else None
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return value

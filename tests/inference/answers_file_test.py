@@ -1,0 +1,82 @@
+"""The file is whole or not there."""
+
+import json
+import os
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from dsx.inference import answers_file
+
+
+class AnswersFileTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.path = self.folder / "answers.jsonl"
+
+  def names(self):
+    return sorted(path.name for path in self.folder.iterdir())
+
+  def test_lines(self):
+    records = [{"text": "é\u2028\n", "logprobs": [-0.5]}, {"text": ""}]
+    with answers_file.Writer(self.path) as writer:
+      for record in records:
+        writer.write(record)
+      self.assertEqual(self.names(), ["answers.jsonl.partial"])
+    self.assertEqual(self.names(), ["answers.jsonl"])
+    lines = self.path.read_text(encoding="utf-8").split("\n")
+    self.assertEqual([json.loads(line) for line in lines[:-1]], records)
+    self.assertEqual(lines[-1], "")
+
+  def test_numbers_that_json_lacks_become_null(self):
+    nan, inf = float("nan"), float("inf")
+    with answers_file.Writer(self.path) as writer:
+      writer.write({"logprobs": [nan, -inf, 0.0], "n": {"x": inf}})
+    self.assertEqual(
+      json.loads(self.path.read_text()),
+      {"logprobs": [None, None, 0.0], "n": {"x": None}},
+    )
+
+  def test_an_error_leaves_the_file_as_it_was(self):
+    self.path.write_text("before\n")
+    with self.assertRaises(KeyboardInterrupt):
+      with answers_file.Writer(self.path) as writer:
+        writer.write({"text": "a"})
+        raise KeyboardInterrupt
+    self.assertEqual(self.path.read_text(), "before\n")
+    self.assertEqual(writer.partial.read_text(), '{"text": "a"}\n')
+
+  def test_no_folder(self):
+    path = self.folder / "none" / "answers.jsonl"
+    with self.assertRaises(ValueError) as caught:
+      answers_file.check(path)
+    self.assertEqual(
+      str(caught.exception),
+      f"--output={path}: {str(path.parent)!r} is no folder; expected an "
+      "existing one, make it first",
+    )
+
+  def test_a_folder_itself(self):
+    with self.assertRaisesRegex(ValueError, "this is a folder; expected the"):
+      answers_file.Writer(self.folder)
+
+  def test_a_folder_that_cannot_be_written_to(self):
+    with mock.patch.object(os, "access", return_value=False):
+      with self.assertRaises(ValueError) as caught:
+        answers_file.check(self.path)
+    self.assertEqual(
+      str(caught.exception),
+      f"--output={self.path}: {str(self.folder)!r} cannot be written to; give "
+      "another folder",
+    )
+
+  def test_checking_creates_nothing(self):
+    self.assertEqual(answers_file.check(self.path), self.path)
+    self.assertEmpty(self.names())
+
+
+if __name__ == "__main__":
+  absltest.main()
