@@ -12,6 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import linear
 from dsx.parallel import axes
@@ -69,7 +70,7 @@ class Dense(nn.Module):
       jnp.dtype(self.dtypes.param),
     )
     compute = self.dtypes.compute
-    return linear.matmul(x.astype(compute), kernel.astype(compute))
+    return linear.matmul(x.astype(compute), dequantised(kernel, compute))
 
 
 class SwiGLU(nn.Module):
@@ -97,6 +98,13 @@ class SwiGLU(nn.Module):
     names = (axes.BATCH, axes.LENGTH, axes.ACT_MLP)
     hidden = nn.with_logical_constraint(hidden, names)
     return dense(x.shape[-1], (axes.MLP, axes.EMBED), "down_proj")(hidden)
+
+
+def dequantised(kernel, dtype):
+  """A matrix in `dtype`, whether it is an array or FP8 with block scales."""
+  if isinstance(kernel, block_scaled.BlockScaled):
+    return kernel.dequantise(dtype)
+  return kernel.astype(dtype)
 
 
 def swiglu(gate, up):

@@ -71,12 +71,13 @@ class Experts(nn.Module):
 
   def _kernel(self, name, shape, names):
     init = nn.initializers.normal(self.config.initializer_range)
-    return self.param(
+    kernel = self.param(
       name,
       nn.with_logical_partitioning(init, names),
       shape,
       jnp.dtype(self.dtypes.param),
-    ).astype(self.dtypes.compute)
+    )
+    return layers.dequantised(kernel, self.dtypes.compute)
 
   @nn.compact
   def __call__(self, x, index, weight):
@@ -101,12 +102,14 @@ class MoE(nn.Module):
   execution: config_lib.Execution = config_lib.Execution()
 
   @nn.compact
-  def __call__(self, x, mask=None):
+  def __call__(self, x, mask=None, valid=None):
     """Applies the layer.
 
     Args:
       x: [B, L, D], normalised hidden states.
       mask: optional bool [B, L] of the tokens that count for balance.
+      valid: optional bool [B, L]; the rest is padding, which no routed expert
+        sees: all alike, it would crowd into a few of them.
 
     Returns:
       ([B, L, D], aux) with aux `load` float32 [E], tokens that chose each
@@ -120,8 +123,10 @@ class MoE(nn.Module):
       scores.reshape(-1, c.n_routed_experts), bias, c, mask=flat_mask
     )
     experts = Experts(c, self.dtypes, self.execution, name="experts")
-    tokens = x.reshape(-1, x.shape[-1])
-    y = experts(tokens, routed.index, routed.weight).reshape(x.shape)
+    tokens, index = x.reshape(-1, x.shape[-1]), routed.index
+    if valid is not None:
+      index = jnp.where(valid.reshape(-1, 1), index, -1)
+    y = experts(tokens, index, routed.weight).reshape(x.shape)
     if c.n_shared_experts:
       y = y + layers.SwiGLU(
         c.moe_intermediate_size * c.n_shared_experts,

@@ -13,6 +13,7 @@ Legend (parallel/axes.py): B batch, L length, D model.
 from flax import linen as nn
 import jax.numpy as jnp
 
+from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.models import transformer
@@ -27,7 +28,19 @@ class MTP(nn.Module):
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
   execution: config_lib.Execution = config_lib.Execution()
 
-  @nn.compact
+  def setup(self):
+    """Declares the parts of figure 3."""
+    c = self.config
+    self.enorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+    self.hnorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+    self.eh_proj = layers.Dense(
+      c.hidden_size, (axes.EMBED, axes.MLP), c.initializer_range, self.dtypes
+    )
+    self.block = transformer.rematerialised(self.execution)(
+      c, False, self.dtypes, self.execution
+    )
+    self.norm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+
   def __call__(self, hidden, embedding, rotation, segment_ids, mask):
     """Applies eq. 21 and 22.
 
@@ -42,25 +55,26 @@ class MTP(nn.Module):
       (before [B, L, D], normed [B, L, D], aux): h^k before and after the
       module's own final norm (`shared_head.norm`), and the block's aux.
     """
-    c = self.config
+    x = self._joined(hidden, embedding)
+    x, aux = self.block(x, rotation, segment_ids, mask)
+    return x, self.norm(x), aux
 
-    def norm(name):
-      return layers.RMSNorm(c.rms_norm_eps, self.dtypes, name=name)
+  def prefill(self, hidden, embedding, rotation, valid):
+    """As `__call__`; returns (before, normed, entries to remember)."""
+    x = self._joined(hidden, embedding)
+    x, entries = self.block.prefill(x, rotation, valid)
+    return x, self.norm(x), entries
 
-    joined = jnp.concatenate(
-      [norm("enorm")(embedding), norm("hnorm")(hidden)], axis=-1
-    )
-    x = layers.Dense(
-      c.hidden_size,
-      (axes.EMBED, axes.MLP),
-      c.initializer_range,
-      self.dtypes,
-      name="eh_proj",
-    )(joined)
+  def decode(
+    self, hidden, embedding, rotation, memory: cache.LayerMemory, valid
+  ):
+    """Of the tokens at hand; returns (before, normed, memory)."""
+    x = self._joined(hidden, embedding)
+    x, memory = self.block.decode(x, rotation, memory, valid)
+    return x, self.norm(x), memory
+
+  def _joined(self, hidden, embedding):
+    both = [self.enorm(embedding), self.hnorm(hidden)]
+    x = self.eh_proj(jnp.concatenate(both, axis=-1))
     names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
-    x = nn.with_logical_constraint(x, names)
-    block = transformer.rematerialised(self.execution)(
-      c, False, self.dtypes, self.execution, name="block"
-    )
-    x, aux = block(x, rotation, segment_ids, mask)
-    return x, norm("norm")(x), aux
+    return nn.with_logical_constraint(x, names)

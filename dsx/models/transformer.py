@@ -4,13 +4,15 @@ DeepSeek-V3 section 2.1 and figure 2: pre-norm attention and feed-forward
 around one residual stream. Layers of a kind share one scanned body, so that
 61 layers compile like two; their parameters are stacked on a leading axis.
 
-Legend (parallel/axes.py): B batch, L length, D model, E experts.
+Legend (parallel/axes.py): B batch, L length, D model, E experts;
+W width of what is cached.
 """
 
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.models import mla
@@ -37,26 +39,44 @@ class Block(nn.Module):
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
   execution: config_lib.Execution = config_lib.Execution()
 
-  @nn.compact
+  def setup(self):
+    """Declares both halves, each with its norm."""
+    c = self.config
+    self.input_layernorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+    self.self_attn = mla.MLA(c, self.dtypes, self.execution)
+    self.post_attention_layernorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
+    if self.dense:
+      width, stddev = c.intermediate_size, c.initializer_range
+      self.mlp = layers.SwiGLU(width, stddev, self.dtypes)
+    else:
+      self.mlp = moe.MoE(c, self.dtypes, self.execution)
+
   def __call__(self, x, rotation, segment_ids=None, mask=None):
     """Maps x [B, L, D] to ([B, L, D], aux of `moe.MoE`, {} if dense)."""
-    c = self.config
+    attended = self.self_attn(self.input_layernorm(x), rotation, segment_ids)
+    return self._feed_forward(x + attended, mask)
 
-    def norm(name):
-      return layers.RMSNorm(c.rms_norm_eps, self.dtypes, name=name)
+  def prefill(self, x, rotation, valid):
+    """Maps x [B, L, D] to ([B, L, D], entries to remember [B, L, W])."""
+    attended, entries = self.self_attn.prefill(
+      self.input_layernorm(x), rotation
+    )
+    return self._feed_forward(x + attended, valid=valid)[0], entries
 
-    attend = mla.MLA(c, self.dtypes, self.execution, name="self_attn")
-    x = x + attend(norm("input_layernorm")(x), rotation, segment_ids)
+  def decode(self, x, rotation, memory: cache.LayerMemory, valid):
+    """Maps x [B, L, D] to ([B, L, D], the memory with its tokens)."""
+    attended, memory = self.self_attn.decode(
+      self.input_layernorm(x), rotation, memory
+    )
+    return self._feed_forward(x + attended, valid=valid)[0], memory
+
+  def _feed_forward(self, x, mask=None, valid=None):
     x = checkpoint_name(x, "residual")
-    normed = norm("post_attention_layernorm")(x)
+    normed = self.post_attention_layernorm(x)
     if self.dense:
-      y = layers.SwiGLU(
-        c.intermediate_size, c.initializer_range, self.dtypes, name="mlp"
-      )(normed)
-      aux = {}
+      y, aux = self.mlp(normed), {}
     else:
-      experts = moe.MoE(c, self.dtypes, self.execution, name="mlp")
-      y, aux = experts(normed, mask)
+      y, aux = self.mlp(normed, mask, valid)
     names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
     return nn.with_logical_constraint(x + y, names), aux
 

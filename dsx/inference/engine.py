@@ -1,0 +1,579 @@
+"""Continuous batching: many requests through one model, each as it comes.
+
+    engine = Engine(config, variables, eos=1)
+    number = engine.submit(request.Request(prompt=(5, 7)))
+    while engine.busy:
+      for update in engine.step():
+        ...
+
+A request waits until a slot and pages for its prompt are free; its prompt is
+read together with those of others (`prefill`), and its tokens are drawn a
+chunk at a time beside whatever is in the other slots (`decode`). When pages run
+out, the youngest sequence gives its own back and is read again later; its
+draws are keyed by position, so that nothing of what it says changes. Equal
+prompts, as of several samples, are read once and share their pages.
+
+Shapes are rounded up to powers of two, so that few programs are compiled.
+
+One thread calls it. Legend (parallel/axes.py): B batch (the slots).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dsx.inference import decode
+from dsx.inference import pages as pages_lib
+from dsx.inference import prefill
+from dsx.inference import request as request_lib
+from dsx.inference import sampling
+from dsx.models import cache
+from dsx.models import config as config_lib
+from dsx.models import decoder
+from dsx.models import layout
+from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import axes
+from dsx.parallel import sharding as sharding_lib
+
+# Tokens of prompts that are read at once, so that activations stay small.
+_PREFILL_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """How requests are batched; none of it changes what they say.
+
+  Attributes:
+    slots: B, sequences that are decoded at once.
+    page_size: tokens of a page.
+    cache_tokens: tokens that the cache has room for, all sequences together;
+      None for as many as all slots can need.
+    steps: steps of a chunk, after which tokens are handed out and new requests
+      are let in. More of them cost less, fewer answer sooner.
+    drafts: tokens that MTP modules propose per step, one module each.
+    context: longest prompt and answer together; None for as many tokens as
+      the model is meant for.
+  """
+
+  slots: int = 8
+  page_size: int = 64
+  cache_tokens: int | None = None
+  steps: int = 16
+  drafts: int = 0
+  context: int | None = None
+
+  def __post_init__(self):
+    least = {"drafts": 0, "context": 2}
+    for field in dataclasses.fields(self):
+      value, bound = getattr(self, field.name), least.get(field.name, 1)
+      if value is not None and value < bound:
+        raise ValueError(
+          f"{field.name}={value!r}: expected at least {bound}; raise it"
+        )
+
+
+class Stats(NamedTuple):
+  """Counts since the engine was made, and how full it is now.
+
+  Attributes:
+    running: sequences in slots.
+    waiting: requests without one.
+    prompt_tokens: tokens of prompts that were read, repeats included.
+    drawn_tokens: tokens that were drawn.
+    steps: steps of the model while there was something to draw.
+    drafted: drafts that were proposed.
+    accepted: drafts that stood.
+    cached_tokens: room that sequences hold in the cache, in tokens.
+    pool_tokens: room of the whole cache.
+  """
+
+  running: int
+  waiting: int
+  prompt_tokens: int
+  drawn_tokens: int
+  steps: int
+  drafted: int
+  accepted: int
+  cached_tokens: int
+  pool_tokens: int
+
+
+@dataclasses.dataclass
+class _Sequence:
+  """A request on its way."""
+
+  number: int
+  request: request_lib.Request
+  tokens: list[int]  # the prompt, then what was drawn
+  scored: bool = False
+  pages: list[int] = dataclasses.field(default_factory=list)
+  slot: int | None = None
+
+  @property
+  def cached(self) -> int:
+    """Tokens that the cache has to hold: all but the last."""
+    return len(self.tokens) - 1
+
+  @property
+  def drawn(self) -> int:
+    return len(self.tokens) - len(self.request.prompt)
+
+
+class Engine:
+  """Decodes requests as they come; see the module."""
+
+  def __init__(
+    self,
+    config: config_lib.DeepSeekConfig,
+    variables,
+    *,
+    dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes(),  # noqa: B008, frozen
+    decoding: Decoding = Decoding(),
+    eos: int | None = None,
+    vocab_size: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    sharding: sharding_lib.Sharding | None = None,
+  ):
+    """Makes an engine, with an empty cache.
+
+    Args:
+      config: the model.
+      variables: its parameters and router biases, in either layout; `layers`
+        saves a copy. MTP modules that do not draft may be absent.
+      dtypes: of parameters and products; the cache has the compute dtype.
+      decoding: how to batch.
+      eos: the token that ends every text, if there is one.
+      vocab_size: ids from here on are never drawn: rows that only pad the
+        model's vocabulary. None for all.
+      mesh: devices to spread over, with `variables` in place on them.
+      sharding: rules that go with the mesh.
+
+    Raises:
+      ValueError: a number does not fit the model or the mesh.
+    """
+    self._decoding = decoding
+    self._check(config, decoding, mesh)
+    self._model = decoder.Decoder(config, dtypes, n_mtp=decoding.drafts)
+    self._mesh, self._sharding = mesh, sharding or sharding_lib.Sharding()
+    self._eos = eos
+    self._vocab_size = vocab_size or config.vocab_size
+    self._context = decoding.context or config.max_position_embeddings
+    size = decoding.page_size
+    longest = -(-self._context // size)
+    room = decoding.cache_tokens or decoding.slots * longest * size
+    self._pages = pages_lib.Pages(-(-room // size))
+    self._columns = longest
+    with self._scope():
+      variables = layout.to_layers(config, variables)
+      self._variables = decoder.absorbed(self._model, variables)
+      self._pool = cache.empty_pages(
+        config,
+        n_pages=self._pages.total,
+        page_size=size,
+        dtype=dtypes.compute,
+        mtp=decoding.drafts,
+      )
+      self._drafts = decode.Drafts.none(
+        decoding.slots, decoding.drafts, self._vocab_size
+      )
+    self._slots: list[_Sequence | None] = [None] * decoding.slots
+    self._fresh = np.zeros(decoding.slots, bool)
+    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._next = 0
+    self._counts: collections.Counter[str] = collections.Counter()
+
+  @staticmethod
+  def _check(config, decoding: Decoding, mesh) -> None:
+    if decoding.drafts > config.num_nextn_predict_layers:
+      raise ValueError(
+        f"drafts={decoding.drafts}: the model has "
+        f"{config.num_nextn_predict_layers} MTP module(s), each of which "
+        "proposes one token; lower it"
+      )
+    longest = config.max_position_embeddings
+    if decoding.context is not None and decoding.context > longest:
+      raise ValueError(
+        f"context={decoding.context}: expected at most "
+        f"max_position_embeddings={longest}, the model's context; shorten it"
+      )
+    shape = {} if mesh is None else mesh.shape
+    for axis in (axes.PIPE, axes.CONTEXT):
+      if shape.get(axis, 1) > 1:
+        raise ValueError(
+          f"mesh axis {axis!r} of {shape[axis]} devices: decoding spreads over "
+          f"{', '.join(axes.BATCH_MESH_AXES)} and {axes.TENSOR} alone; set it "
+          "to 1"
+        )
+    shards = math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
+    if decoding.slots % shards:
+      raise ValueError(
+        f"slots={decoding.slots}: expected a multiple of the {shards} devices "
+        "that the mesh divides a batch over; change either"
+      )
+
+  @contextlib.contextmanager
+  def _scope(self):
+    if self._mesh is None:
+      yield
+      return
+    with sharding_lib.use(self._mesh, self._sharding):
+      yield
+
+  @property
+  def context(self) -> int:
+    """Longest prompt and answer together, in tokens."""
+    return self._context
+
+  @property
+  def busy(self) -> bool:
+    """Whether any request is unfinished."""
+    return bool(self._waiting) or any(self._slots)
+
+  @property
+  def stats(self) -> Stats:
+    """Counts, see `Stats`."""
+    size = self._decoding.page_size
+    return Stats(
+      running=sum(s is not None for s in self._slots),
+      waiting=len(self._waiting),
+      cached_tokens=(self._pages.total - self._pages.free) * size,
+      pool_tokens=self._pages.total * size,
+      **{
+        name: self._counts[name]
+        for name in (
+          "prompt_tokens drawn_tokens steps drafted accepted".split()
+        )
+      },
+    )
+
+  def submit(self, request: request_lib.Request) -> int:
+    """Queues a request.
+
+    Returns:
+      Its number, which its updates bear.
+
+    Raises:
+      ValueError: it can never be answered, and why.
+    """
+    prompt, how = request.prompt, request.sampling
+    if not prompt:
+      raise ValueError("prompt=(): expected at least one token; begin with BOS")
+    wrong = [t for t in prompt if not 0 <= t < self._vocab_size]
+    if wrong:
+      raise ValueError(
+        f"prompt: id {wrong[0]}: expected ids from 0 to {self._vocab_size - 1}"
+        "; use the model's own vocabulary"
+      )
+    if len(prompt) >= self._context + (how.max_new_tokens == 0):
+      raise ValueError(
+        f"prompt of {len(prompt)} tokens: expected fewer than the context of "
+        f"{self._context}; shorten it"
+      )
+    if not (how.max_new_tokens or request.score_prompt):
+      raise ValueError(
+        "max_new_tokens=0: expected at least 1, unless the prompt is scored; "
+        "raise it"
+      )
+    longest = min(len(prompt) + how.max_new_tokens, self._context)
+    if self._pages_for(longest) > self._pages.total:
+      room = self._pages.total * self._decoding.page_size
+      raise ValueError(
+        f"prompt of {len(prompt)} tokens and max_new_tokens="
+        f"{how.max_new_tokens}: expected at most cache_tokens={room} together; "
+        "lower max_new_tokens or raise cache_tokens"
+      )
+    number = self._next
+    self._next += 1
+    self._waiting.append(_Sequence(number, request, list(prompt)))
+    return number
+
+  def cancel(self, number: int) -> None:
+    """Forgets a request; does nothing if it has ended or never was."""
+    for sequence in [s for s in self._waiting if s.number == number]:
+      self._waiting.remove(sequence)
+    for sequence in self._slots:
+      if sequence is not None and sequence.number == number:
+        self._release(sequence)
+
+  def step(self) -> list[request_lib.Update]:
+    """Lets requests in, reads their prompts and decodes a chunk.
+
+    Returns:
+      News of every request that has any; nothing if the engine is idle.
+    """
+    with self._scope():
+      updates = self._admit()
+      self._make_room()
+      if any(self._slots):
+        updates += self._decode()
+    return updates
+
+  # Letting requests in.
+
+  def _pages_for(self, tokens: int) -> int:
+    return -(-tokens // self._decoding.page_size)
+
+  def _admit(self) -> list[request_lib.Update]:
+    """Gives slots and pages to those who wait, and reads their prompts."""
+    to_read, copies = [], []
+    while self._waiting and None in self._slots:
+      sequence = self._waiting[0]
+      twin = self._twin(sequence)
+      whole = sequence.cached // self._decoding.page_size
+      shared = twin.pages[:whole] if twin else []
+      growth = sum(self._missing(s) for s in self._slots if s)
+      needed = self._pages_for(self._after_chunk(sequence)) - len(shared)
+      if needed + growth > self._pages.free:
+        break
+      self._waiting.popleft()
+      self._pages.share(shared)
+      sequence.pages = shared + self._pages.take(needed)
+      sequence.slot = self._slots.index(None)
+      self._slots[sequence.slot] = sequence
+      self._fresh[sequence.slot] = True
+      if not twin:
+        to_read.append(sequence)
+      elif sequence.cached % self._decoding.page_size:
+        copies.append((twin.pages[whole], sequence.pages[whole]))
+    updates = []
+    for group in self._groups(to_read):
+      updates += self._prefill(group)
+    for source, target in copies:
+      self._pool = _copy_page(self._pool, source, target)
+    for sequence in to_read:
+      if not self._remaining(sequence):  # it was to be scored, no more
+        self._release(sequence)
+    return updates
+
+  def _twin(self, sequence: _Sequence) -> _Sequence | None:
+    """A sequence in a slot with the same prompt, to be shared."""
+    if sequence.drawn or sequence.request.score_prompt:
+      return None
+    prompt = sequence.request.prompt
+    return next(
+      (s for s in self._slots if s and s.request.prompt == prompt), None
+    )
+
+  def _remaining(self, sequence: _Sequence) -> int:
+    """Tokens that it may still draw."""
+    most = sequence.request.sampling.max_new_tokens - sequence.drawn
+    return min(most, self._context - len(sequence.tokens))
+
+  def _after_chunk(self, sequence: _Sequence) -> int:
+    """Tokens that the cache may have to hold of it when a chunk is over."""
+    most = self._decoding.steps * (1 + self._decoding.drafts)
+    return sequence.cached + min(most, self._remaining(sequence))
+
+  def _missing(self, sequence: _Sequence) -> int:
+    """Pages that it needs for the next chunk, beyond those it has."""
+    needed = self._pages_for(self._after_chunk(sequence))
+    return max(needed - len(sequence.pages), 0)
+
+  def _release(self, sequence: _Sequence) -> None:
+    self._pages.give_back(sequence.pages)
+    self._slots[sequence.slot] = None
+    sequence.pages, sequence.slot = [], None
+
+  def _make_room(self) -> None:
+    """Gives every sequence pages for a chunk; the youngest may have to wait."""
+    running = [s for s in self._slots if s]
+    for sequence in sorted(running, key=lambda s: s.number):
+      while sequence.slot is not None:
+        missing = self._missing(sequence)
+        if missing <= self._pages.free:
+          sequence.pages += self._pages.take(missing)
+          break
+        youngest = max((s for s in self._slots if s), key=lambda s: s.number)
+        self._release(youngest)
+        self._waiting.appendleft(youngest)
+
+  # Reading prompts.
+
+  def _groups(self, sequences: list[_Sequence]):
+    """Cuts what is to be read into batches of one shape."""
+    by_shape = collections.defaultdict(list)
+    for sequence in sequences:
+      scored = sequence.request.score_prompt and not sequence.scored
+      if sequence.cached:
+        n = _power_of_two(self._pages_for(sequence.cached))
+        by_shape[n, scored].append(sequence)
+      elif scored:
+        by_shape[1, True].append(sequence)
+    for (n, _), alike in by_shape.items():
+      most = max(_PREFILL_TOKENS // (n * self._decoding.page_size), 1)
+      for start in range(0, len(alike), most):
+        yield alike[start : start + most]
+
+  def _prefill(self, group: list[_Sequence]) -> list[request_lib.Update]:
+    """Reads the prompts of one group."""
+    size = self._decoding.page_size
+    longest = max(self._pages_for(s.cached) for s in group)
+    columns = _power_of_two(max(longest, 1))
+    rows = self._divisible(_power_of_two(len(group)))
+    numbers = np.full((rows, columns), self._pages.total, np.int32)
+    tokens, following = np.zeros((2, rows, columns * size), np.int32)
+    length = np.zeros(rows, np.int32)
+    for row, sequence in enumerate(group):
+      n = length[row] = sequence.cached
+      used = self._pages_for(n)
+      numbers[row, :used] = sequence.pages[:used]
+      tokens[row, :n] = sequence.tokens[:-1]
+      following[row, :n] = sequence.tokens[1:]
+      self._counts["prompt_tokens"] += len(sequence.tokens)
+    first = group[0]
+    score = first.request.score_prompt and not first.scored
+    self._pool, scores = prefill.prefill(
+      self._model,
+      self._variables,
+      self._pool,
+      numbers,
+      tokens,
+      following,
+      length,
+      score=score,
+      n_top=_n_top(group) if score else 0,
+      vocab_size=self._vocab_size,
+    )
+    if not score:
+      return []
+    scores = jax.tree.map(np.asarray, scores)
+    return [
+      self._scored(sequence, jax.tree.map(lambda x, r=row: x[r], scores))
+      for row, sequence in enumerate(group)
+    ]
+
+  def _divisible(self, rows: int) -> int:
+    """Rows that the mesh can divide a batch into."""
+    shape = {} if self._mesh is None else self._mesh.shape
+    shards = math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
+    return -(-rows // shards) * shards
+
+  def _scored(self, sequence: _Sequence, scores) -> request_lib.Update:
+    """The update with what the model thought of a prompt."""
+    sequence.scored = True
+    n_top = sequence.request.sampling.top_logprobs
+    prompt: list[request_lib.Drawn | None] = [None]
+    for place, token in enumerate(sequence.request.prompt[1:]):
+      logprob = float(scores.logprob[place])
+      top = _top(scores.top[place], scores.top_logprob[place], n_top)
+      prompt.append(request_lib.Drawn(token, logprob, logprob, top))
+    finish = None if self._remaining(sequence) else "length"
+    return request_lib.Update(
+      request=sequence.number, prompt=prompt, finish=finish
+    )
+
+  # Drawing tokens.
+
+  def _decode(self) -> list[request_lib.Update]:
+    """Decodes a chunk of everything that is in a slot."""
+    running = [s for s in self._slots if s]
+    longest = max(self._pages_for(s.cached) for s in running)
+    self._pool, _, self._drafts, drawn = decode.decode(
+      self._model,
+      self._variables,
+      self._pool,
+      self._table(),
+      self._state(),
+      self._drafts,
+      self._fresh.copy(),
+      sampling.Shape.of(
+        [s.request.sampling if s else sampling.Sampling() for s in self._slots]
+      ),
+      self._stop(),
+      context_pages=min(_power_of_two(max(longest, 1)), self._columns),
+      steps=self._decoding.steps,
+      n_top=_n_top(running),
+      vocab_size=self._vocab_size,
+    )
+    self._fresh[:] = False
+    drawn = jax.tree.map(np.asarray, drawn)
+    self._count(drawn)
+    return [self._update(sequence, drawn) for sequence in running]
+
+  def _table(self):
+    table = np.zeros((len(self._slots), self._columns), np.int32)
+    for slot, sequence in enumerate(self._slots):
+      if sequence:
+        table[slot, : len(sequence.pages)] = sequence.pages
+    return table
+
+  def _state(self) -> decode.State:
+    state = np.zeros((3, len(self._slots)), np.int32)
+    for slot, sequence in enumerate(self._slots):
+      if sequence:
+        remaining = self._remaining(sequence)
+        state[:, slot] = sequence.tokens[-1], sequence.cached, remaining
+    return decode.State(*state)
+
+  def _stop(self):
+    stop = np.full(
+      (len(self._slots), 1 + sampling.MOST_STOP_TOKENS), -1, np.int32
+    )
+    for slot, sequence in enumerate(self._slots):
+      for place, token in enumerate(self._stop_tokens(sequence)):
+        stop[slot, place] = token
+    return stop
+
+  def _stop_tokens(self, sequence: _Sequence | None) -> tuple[int, ...]:
+    if sequence is None:
+      return ()
+    how = sequence.request.sampling
+    eos = () if self._eos is None or how.ignore_eos else (self._eos,)
+    return (*eos, *how.stop_tokens)
+
+  def _count(self, drawn: decode.Drawn) -> None:
+    worked = drawn.count > 0
+    self._counts["steps"] += int(worked.any(1).sum())
+    self._counts["drawn_tokens"] += int(drawn.count.sum())
+    self._counts["drafted"] += int(worked.sum()) * self._decoding.drafts
+    self._counts["accepted"] += int(drawn.accepted.sum())
+
+  def _update(self, sequence: _Sequence, drawn) -> request_lib.Update:
+    """What a chunk brought for one sequence; lets it go when it has ended."""
+    slot, n_top = sequence.slot, sequence.request.sampling.top_logprobs
+    n = drawn.token.shape[2]
+    kept = np.arange(n) < drawn.count[:, slot, None]
+    update = request_lib.Update(request=sequence.number)
+    scores = drawn.scores
+    rows = zip(
+      drawn.token[:, slot][kept].tolist(),
+      scores.logprob[:, slot][kept].tolist(),
+      drawn.sampled_logprob[:, slot][kept].tolist(),
+      scores.top[:, slot][kept],
+      scores.top_logprob[:, slot][kept],
+      strict=True,
+    )
+    for token, logprob, sampled, top, top_logprob in rows:
+      best = _top(top, top_logprob, n_top)
+      update.drawn.append(request_lib.Drawn(token, logprob, sampled, best))
+      sequence.tokens.append(token)
+    if sequence.tokens[-1] in self._stop_tokens(sequence) and update.drawn:
+      update.finish = "stop"
+    elif not self._remaining(sequence):
+      update.finish = "length"
+    if update.finish:
+      self._release(sequence)
+    return update
+
+
+_copy_page = jax.jit(cache.copy_page, donate_argnums=0)
+
+
+def _power_of_two(n: int) -> int:
+  return 1 << (n - 1).bit_length()
+
+
+def _n_top(sequences: list[_Sequence]) -> int:
+  """How many best tokens to ask for: enough for all, of few numbers."""
+  most = max(s.request.sampling.top_logprobs for s in sequences)
+  return next(n for n in (0, 1, 5, sampling.MOST_TOP_LOGPROBS) if n >= most)
+
+
+def _top(tokens, logprobs, n: int) -> tuple[tuple[int, float], ...]:
+  pairs = zip(tokens[:n].tolist(), logprobs[:n].tolist(), strict=True)
+  return tuple(pairs)
