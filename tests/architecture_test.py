@@ -23,6 +23,7 @@ _FLOORS = {
   "dsx.cost": 4,
   "dsx.training": 5,
   "dsx.evals": 5,
+  "dsx.serving": 5,
   "dsx.rl": 6,
   "experiments": 7,
 }

@@ -1,0 +1,1 @@
+"""Serving a model over HTTP, in the words of OpenAI's API."""
