@@ -10,36 +10,55 @@ and output head (dsx shares them, as section 2.2 does) and with the module's
 final norm as `shared_head.norm`.
 """
 
-import dataclasses
-import re
+from collections.abc import Callable
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsx.convert import data_check
+from dsx.convert import encoding as encoding_lib
 from dsx.convert import folder as folder_lib
-from dsx.convert import huggingface_config
+from dsx.convert import huggingface_source
+from dsx.convert import inventory
 from dsx.convert import name_map
-from dsx.convert import safetensors
+from dsx.convert import placement
+from dsx.convert import tensor_source
+from dsx.convert import variables_source
 from dsx.models import config as config_lib
-from dsx.parallel import sharding
+from dsx.ops import block_scaled
+from dsx.parallel import sharding as sharding_lib
 
-_READABLE = ("F32", "BF16", "F16")
-_DTYPES = ("float32", "bfloat16", "float16")
+FP8 = "fp8"
+DTYPES = ("float32", "bfloat16", "float16", FP8)
 
 
-def load(path, *, dtype: str = "float32", mtp: bool = True):
+def load(
+  path,
+  *,
+  dtype: str = "float32",
+  mtp: bool = True,
+  layout: str = name_map.STACKED,
+  mesh=None,
+  sharding: sharding_lib.Sharding | None = None,
+  progress: Callable[[int, int, str], None] | None = None,
+):
   """Loads a checkpoint.
 
-  Arrays are placed on JAX's default device, one parameter at a time; the host
-  needs memory for the largest parameter (a stack of layers) beside them.
+  Every tensor goes from its file to its place on the devices; the host holds
+  one at a time.
 
   Args:
     path: folder with `config.json` and one or several `*.safetensors`.
-    dtype: of the parameters: float32, bfloat16 or float16. Router biases are
+    dtype: of the parameters: float32, bfloat16 or float16, to which FP8
+      matrices are dequantised; or fp8, which keeps these as
+      `block_scaled.BlockScaled` and makes the rest bfloat16. Router biases are
       float32 in any case.
     mtp: whether to load MTP modules, if there are any.
+    layout: `stacked`, for training, or `layers`, for inference.
+    mesh: the devices to spread parameters over, by default one.
+    sharding: how, by default fully sharded.
+    progress: called with bytes read, bytes in all and a tensor's name.
 
   Returns:
     (config, variables) for `models.deepseek.DeepSeek`: `variables` holds
@@ -50,133 +69,114 @@ def load(path, *, dtype: str = "float32", mtp: bool = True):
     ValueError: in one line, what is wrong with which file, field or tensor.
   """
   _check_dtype(dtype)
-  folder = folder_lib.resolve(path)
-  config = huggingface_config.read(folder)
-  stored = folder_lib.tensors(folder)
-  config, stored = _settle_mtp(folder, config, stored, mtp)
-  leaves = name_map.leaves(config)
-  copies = name_map.copies(config)
-  _check_headers(folder, leaves, copies, stored)
-  _check_copies(folder, copies, stored)
+  if layout not in name_map.LAYOUTS:
+    raise ValueError(
+      f"layout={layout!r}: expected {' or '.join(name_map.LAYOUTS)}"
+    )
+  source = huggingface_source.find(path, mtp=mtp)
+  if dtype == FP8 and not inventory.has_fp8(source.entries):
+    raise ValueError(
+      f"{source.place}: no tensor is FP8, as dtype='fp8' expects; load it as "
+      "bfloat16, or convert it to hf_fp8 first"
+    )
+  source.check_copies()
+  leaves = name_map.leaves(source.config, layout)
+  places = [placement.leaf_sharding(leaf, mesh, sharding) for leaf in leaves]
+  reader = _Reader(source, leaves, progress)
   variables: dict = {}
-  for leaf in leaves:
-    array = jnp.asarray(_assemble(leaf, stored, dtype))
+  for leaf, place in zip(leaves, places, strict=True):
     branch = variables
     for key in leaf.path[:-1]:
       branch = branch.setdefault(key, {})
-    branch[leaf.path[-1]] = array
-  return config, variables
+    branch[leaf.path[-1]] = _filled(leaf, dtype, place, reader)
+  return source.config, variables
 
 
 def _check_dtype(dtype: str) -> None:
-  if dtype not in _DTYPES:
+  if dtype not in DTYPES:
     raise ValueError(
-      f"dtype={dtype!r}: expected {', '.join(_DTYPES)}; router biases are "
+      f"dtype={dtype!r}: expected {', '.join(DTYPES)}; router biases are "
       "float32 whatever it is"
     )
 
 
-def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):
-  """The config with as many MTP modules as are loaded, and its tensors."""
-  first, n = config.num_hidden_layers, config.num_nextn_predict_layers
-  layers = {name: name_map.layer_of(name) for name in stored}
-  modules = {k for k in layers.values() if k and first <= k < first + n}
-  last = first + n - 1
-  if mtp and modules and last not in modules:
-    raise ValueError(
-      f"{folder}: config.json announces {n} MTP module(s), and no tensor is "
-      f"named model.layers.{last}.*; fetch all files, or correct config.json"
-    )
-  if mtp and (modules or not n):
-    return config, stored
-  if mtp:
-    logging.warning(
-      "%s: config.json announces %d MTP module(s) but no tensor is named "
-      "model.layers.%d.*; loaded without MTP",
-      folder,
-      n,
-      first,
-    )
-  stored = {k: v for k, v in stored.items() if layers[k] not in modules}
-  return dataclasses.replace(config, num_nextn_predict_layers=0), stored
+class _Reader:
+  """Reads tensors of a source, checks their numbers and counts bytes."""
+
+  def __init__(self, source: tensor_source.TensorSource, leaves, progress):
+    self.source = source
+    self._progress = progress
+    self._done = 0
+    names = [name for leaf in leaves for _, name in leaf.pieces()]
+    self._total = sum(self._size(name) for name in names)
+
+  def _size(self, name: str) -> int:
+    return data_check.n_bytes(self.source.entries[name])
+
+  def is_fp8(self, name: str) -> bool:
+    return inventory.is_fp8(self.source.entries, name)
+
+  def read(self, name: str, dtype) -> np.ndarray:
+    """The numbers, all of which `dtype` can hold."""
+    array = self.source.read(name)
+    place = self.source.entries[name].place
+    dtype = "float32" if self.is_fp8(name) else dtype
+    data_check.check_finite(place, name, array, jnp.dtype(dtype))
+    self._done += array.nbytes
+    if self._progress is not None:
+      self._progress(self._done, self._total, name)
+    return array
+
+  def scales(self, name: str, dtype) -> np.ndarray:
+    """The scales of an FP8 matrix, whose product `dtype` can hold."""
+    data_check.check_product(self.source, name, jnp.dtype(dtype))
+    scales = self.source.read(name + name_map.SCALES)
+    return scales.astype(np.float32)
 
 
-def _check_headers(folder, leaves, copies, stored) -> None:
-  """Refuses missing, unexpected and misshapen tensors, and other dtypes."""
-  for name, tensor in stored.items():
-    if tensor.dtype.startswith("F8"):
-      raise ValueError(
-        f"{tensor.path}: tensor {name!r} is {tensor.dtype}: expected "
-        f"{', '.join(_READABLE)}; convert the checkpoint to bfloat16 first"
-      )
-  wanted = set(copies)
-  for leaf in leaves:
-    for _, name in leaf.pieces():
-      if name not in stored:
-        expected = sum(leaf.n_pieces for leaf in leaves)
-        raise ValueError(
-          f"{folder}: tensor {name!r} is missing: config.json asks for "
-          f"{expected} tensors, the files hold {len(stored)}; fetch all "
-          "files, or correct config.json"
-        )
-      _check_tensor(name, stored[name], leaf.piece_shape)
-      wanted.add(name)
-  extra = sorted(stored.keys() - wanted)
-  if extra:
-    raise ValueError(
-      f"{folder}: {len(extra)} tensor(s) that config.json does not explain, "
-      f"the first {extra[0]!r}; correct config.json"
-    )
-
-
-def _check_tensor(name: str, tensor, shape: tuple[int, ...]) -> None:
-  if tensor.dtype not in _READABLE:
-    raise ValueError(
-      f"{tensor.path}: tensor {name!r} is {tensor.dtype}: expected "
-      f"{', '.join(_READABLE)}; convert it first"
-    )
-  if tensor.shape != shape:
-    raise ValueError(
-      f"{tensor.path}: tensor {name!r} has shape {list(tensor.shape)}: "
-      f"config.json says {list(shape)}; correct config.json"
-    )
-
-
-def _check_copies(folder, copies, stored) -> None:
-  """Refuses MTP modules with an embedding or a head of their own."""
-  for name, original in copies.items():
-    if name not in stored:
-      continue
-    copy = safetensors.read(stored[name])
-    if not np.array_equal(copy, safetensors.read(stored[original])):
-      raise ValueError(
-        f"{folder}: tensor {name!r} is not equal to {original!r}, which MTP "
-        "modules share; load with mtp=False to leave them out"
-      )
-
-
-def _assemble(leaf: name_map.Leaf, stored, dtype: str) -> np.ndarray:
-  """Reads one parameter from its pieces."""
+def _filled(leaf: name_map.Leaf, dtype: str, place, reader: _Reader):
+  """Reads one parameter: an array, or values and scales."""
+  how = {
+    "stacked": leaf.stacked,
+    "transpose": leaf.transform == name_map.TRANSPOSE,
+    "sharding": place,
+  }
+  if dtype == FP8:
+    if _keeps_fp8(leaf, reader):
+      return _filled_fp8(leaf, how, reader)
+    dtype = "bfloat16"
   # float32, because a bias of 0.5 swallows steps of 0.001 in bfloat16.
-  is_bias = leaf.path[0] == "router_bias"
-  whole = np.empty(leaf.shape, jnp.dtype("float32" if is_bias else dtype))
+  dtype = "float32" if leaf.is_bias else dtype
+  target = placement.Target(leaf.shape, dtype, **how)
   for index, name in leaf.pieces():
-    piece = safetensors.read(stored[name])
-    if leaf.transform == name_map.TRANSPOSE:
-      piece = piece.T
-    with np.errstate(over="ignore"):
-      whole[index] = piece
-    _check_finite(stored[name].path, name, whole[index])
-  return whole
+    is_fp8 = reader.is_fp8(name)
+    scales = reader.scales(name, dtype) if is_fp8 else None
+    target.put(index, placement.Piece(reader.read(name, dtype), scales))
+  return target.array()
 
 
-def _check_finite(place, name: str, piece) -> None:
-  finite = np.isfinite(piece)
-  if not finite.all():
-    raise ValueError(
-      f"{place}: tensor {name!r} has {finite.size - finite.sum()} value(s) "
-      f"that are not finite as {piece.dtype}; fetch or train it again"
+def _keeps_fp8(leaf: name_map.Leaf, reader: _Reader) -> bool:
+  """Whether every piece is FP8; says so if some are and some are not."""
+  kinds = {reader.is_fp8(name) for _, name in leaf.pieces()}
+  if len(kinds) == 2:
+    logging.warning(
+      "%s: some tensors of %s are FP8 and some are not; all of them are loaded "
+      "as bfloat16",
+      reader.source.place,
+      "/".join(leaf.path),
     )
+  return kinds == {True}
+
+
+def _filled_fp8(leaf: name_map.Leaf, how, reader: _Reader):
+  values = placement.Target(leaf.shape, jnp.float8_e4m3fn, **how)
+  how = {**how, "sharding": placement.of_scales(how["sharding"], leaf.stacked)}
+  shape = block_scaled.scales_shape(leaf.shape)
+  scales = placement.Target(shape, jnp.float32, **how)
+  for index, name in leaf.pieces():
+    scales.put(index, placement.Piece(reader.scales(name, "float32")))
+    values.put(index, placement.Piece(reader.read(name, "float32")))
+  return block_scaled.BlockScaled(values.array(), scales.array())
 
 
 def save(
@@ -185,6 +185,7 @@ def save(
   variables,
   *,
   dtype: str = "float32",
+  scale_format: str | None = None,
   shard_bytes: int = 5_000_000_000,
 ) -> None:
   """Saves a checkpoint in DeepSeek's layout.
@@ -192,9 +193,14 @@ def save(
   Args:
     path: an empty or new folder.
     config: the model.
-    variables: its `params` and `router_bias`.
-    dtype: of the files: float32, bfloat16 or float16. Router biases are
-      float32 in any case.
+    variables: its `params` and `router_bias`, in either layout; parameters
+      may be `block_scaled.BlockScaled`.
+    dtype: of the files: float32, bfloat16 or float16; or fp8. With fp8,
+      parameters that are BlockScaled are written as they are and so is
+      everything beside them; if none is, linear layers are quantised and the
+      rest is written in bfloat16. Router biases are float32 in any case.
+    scale_format: with fp8: float32, ue8m0 (powers of two, stored in float32)
+      or e8m0 (stored in one byte); by default as they are, or float32.
     shard_bytes: size after which another file is begun.
 
   Raises:
@@ -202,52 +208,14 @@ def save(
       DeepSeek's layout cannot express the config.
   """
   _check_dtype(dtype)
-  fields = huggingface_config.to_json(config, dtype)
-  leaves = name_map.leaves(config)
-  arrays = _by_path(variables)
-  _check_variables(leaves, arrays)
-  planned = {}
-  for leaf in leaves:
-    for index, name in leaf.pieces():
-      planned[name] = _plan(leaf, arrays[leaf.path], index, name, dtype)
-  for name, original in name_map.copies(config).items():
-    planned[name] = planned[original]._replace(name=name)
-  ordered = [planned[name] for name in sorted(planned, key=_natural)]
-  folder_lib.write(folder_lib.new(path), fields, ordered, shard_bytes)
-
-
-def _by_path(variables) -> dict:
-  with_path = jax.tree_util.tree_leaves_with_path(sharding.unbox(variables))
-  return {tuple(k.key for k in keys): leaf for keys, leaf in with_path}
-
-
-def _check_variables(leaves, arrays) -> None:
-  expected = {leaf.path: tuple(leaf.shape) for leaf in leaves}
-  got = {path: tuple(array.shape) for path, array in arrays.items()}
-  different = sorted(
-    path for path in expected | got if expected.get(path) != got.get(path)
+  source = variables_source.VariablesSource(config, variables)
+  is_fp8 = dtype == FP8
+  encoding = encoding_lib.choose(
+    source,
+    fp8=is_fp8,
+    dtype=None if is_fp8 else dtype,
+    scale_format=scale_format,
   )
-  if different:
-    path = different[0]
-    raise ValueError(
-      f"variables {'/'.join(path)} of shape {got.get(path)}: the config says "
-      f"{expected.get(path)}; save the variables with their own config"
-    )
-
-
-def _plan(leaf, array, index, name: str, dtype: str) -> safetensors.Planned:
-  is_bias = leaf.path[0] == "router_bias"
-  dtype_of_file = jnp.dtype("float32" if is_bias else dtype)
-
-  def make() -> np.ndarray:
-    with np.errstate(over="ignore"):
-      piece = np.asarray(array[index]).astype(dtype_of_file)
-    _check_finite("variables", name, piece)
-    return piece.T if leaf.transform == name_map.TRANSPOSE else piece
-
-  return safetensors.Planned(name, leaf.piece_shape, dtype_of_file, make)
-
-
-def _natural(name: str):
-  """Sorts layer 10 after layer 9, so that a layer's tensors lie together."""
-  return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+  data_check.check(encoding)
+  folder = folder_lib.new(path)
+  folder_lib.write(folder, encoding.fields(), encoding.planned(), shard_bytes)

@@ -9,7 +9,9 @@ and are refused.
 
 from collections.abc import Iterable
 import json
+import os
 import pathlib
+from typing import NamedTuple
 
 from dsx.convert import safetensors
 
@@ -151,6 +153,82 @@ def new(path) -> pathlib.Path:
   return folder
 
 
+class Shard(NamedTuple):
+  """One file of a checkpoint.
+
+  Attributes:
+    name: of the file.
+    tensors: what it holds, in order.
+  """
+
+  name: str
+  tensors: tuple[safetensors.Planned, ...]
+
+  @property
+  def n_bytes(self) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.n_bytes for tensor in self.tensors)
+
+
+def shards(
+  planned: Iterable[safetensors.Planned], shard_bytes: int
+) -> list[Shard]:
+  """Cuts a checkpoint into files.
+
+  Args:
+    planned: the tensors, in order.
+    shard_bytes: bytes of tensors after which a new file is begun.
+  """
+  groups: list[list[safetensors.Planned]] = [[]]
+  filled = 0
+  for tensor in planned:
+    if groups[-1] and filled + tensor.n_bytes > shard_bytes:
+      groups.append([])
+      filled = 0
+    groups[-1].append(tensor)
+    filled += tensor.n_bytes
+  if len(groups) == 1:
+    return [Shard("model.safetensors", tuple(groups[0]))]
+  return [
+    Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+    for i, group in enumerate(groups, start=1)
+  ]
+
+
+def write_json(path: pathlib.Path, content: dict) -> None:
+  """Writes a JSON file, which is there whole or not at all."""
+  write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file, which is there whole or not at all."""
+  unfinished = path.with_name(path.name + safetensors.UNFINISHED)
+  with unfinished.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  unfinished.replace(path)
+
+
+def finish(
+  folder: pathlib.Path, config: dict, written: Iterable[Shard]
+) -> None:
+  """Writes what makes files a checkpoint: the index, and config.json last.
+
+  Args:
+    folder: where the shards are.
+    config: content of `config.json`.
+    written: the shards.
+  """
+  written = list(written)
+  if len(written) > 1:
+    table = {t.name: shard.name for shard in written for t in shard.tensors}
+    total = sum(shard.n_bytes for shard in written)
+    index = {"metadata": {"total_size": total}, "weight_map": table}
+    write_json(folder / INDEX, index)
+  write_json(folder / CONFIG, config)
+
+
 def write(
   folder: pathlib.Path,
   config: dict,
@@ -165,20 +243,7 @@ def write(
     planned: the tensors, in order.
     shard_bytes: bytes of tensors after which a new file is begun.
   """
-  shards: list[list[safetensors.Planned]] = [[]]
-  for tensor in planned:
-    filled = sum(t.n_bytes for t in shards[-1])
-    if shards[-1] and filled + tensor.n_bytes > shard_bytes:
-      shards.append([])
-    shards[-1].append(tensor)
-  table, total = {}, 0
-  for i, shard in enumerate(shards, start=1):
-    name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-    name = "model.safetensors" if len(shards) == 1 else name
-    safetensors.write(folder / name, shard)
-    table |= {tensor.name: name for tensor in shard}
-    total += sum(tensor.n_bytes for tensor in shard)
-  if len(shards) > 1:
-    index = {"metadata": {"total_size": total}, "weight_map": table}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  parts = shards(planned, shard_bytes)
+  for shard in parts:
+    safetensors.write(folder / shard.name, shard.tensors)
+  finish(folder, config, parts)

@@ -5,14 +5,24 @@ dsx stacks layers and experts on leading axes and keeps matrices as
 The three tables below say all of it. A `Leaf` is one parameter of dsx with
 the names of its pieces: loading fills the parameter from them, saving cuts it
 into them.
+
+Variables have one of two layouts: `stacked`, for training, has one array for
+all layers of a kind; `layers`, for inference, a block of its own for every
+layer. Experts are stacked in both.
+
+Nothing is permuted. The rotary coordinates of queries and keys stay side by
+side, as DeepSeek's files have them: `ops/rope.py` reads them so, and is the
+only place that knows of it.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 import functools
 import math
 import re
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,7 +31,12 @@ from dsx.models import deepseek
 from dsx.parallel import sharding
 
 KEEP, TRANSPOSE = "keep", "transpose"
+STACKED, LAYERS = "stacked", "layers"
+LAYOUTS = (STACKED, LAYERS)
+# What the scales of an FP8 matrix are called, after the matrix.
+SCALES = "_scale_inv"
 _LAYER = "model.layers.{layer}."
+_STACKS = ("dense_layers", "moe_layers")
 
 # (dsx path below the model, Hugging Face name, transform)
 _MODEL = (
@@ -92,6 +107,7 @@ class Leaf(NamedTuple):
     pattern: name of a piece, with `{layer}` and `{expert}`.
     first_layer: the layer that index 0 of a stack is.
     transform: `keep`, or `transpose` if a piece is stored [out, in].
+    axes: logical axes (parallel/axes.py), one for each dimension.
   """
 
   path: tuple[str, ...]
@@ -100,6 +116,7 @@ class Leaf(NamedTuple):
   pattern: str
   first_layer: int
   transform: str
+  axes: tuple[str | None, ...]
 
   @property
   def piece_shape(self) -> tuple[int, ...]:
@@ -111,6 +128,21 @@ class Leaf(NamedTuple):
   def n_pieces(self) -> int:
     """How many tensors of the file make up the parameter."""
     return math.prod(self.shape[: self.stacked])
+
+  @property
+  def is_bias(self) -> bool:
+    """Whether it is a router bias, float32 whatever the weights are."""
+    return self.path[0] == "router_bias"
+
+  @property
+  def is_linear(self) -> bool:
+    """Whether it is a linear layer of a block.
+
+    These are what DeepSeek keeps in FP8: neither embedding and output head
+    nor the router, the norms, and what joins an MTP module to the model.
+    """
+    matrix = "_proj" in self.path[-1] or "_proj" in self.path[-2]
+    return matrix and self.path[-2] != "eh_proj"
 
   def pieces(self) -> Iterator[tuple[tuple[int, ...], str]]:
     """(index into the leading axes, name) of every piece, made lazily."""
@@ -134,40 +166,69 @@ def _indices(shape) -> Iterator[tuple[int, ...]]:
 
 
 @functools.lru_cache(maxsize=8)
-def leaves(config: config_lib.DeepSeekConfig) -> tuple[Leaf, ...]:
-  """All parameters of the model that `config` describes."""
+def leaves(
+  config: config_lib.DeepSeekConfig, layout: str = STACKED
+) -> tuple[Leaf, ...]:
+  """All parameters of the model that `config` describes.
+
+  Args:
+    config: the model.
+    layout: `stacked` or `layers`.
+  """
+  if layout == LAYERS:
+    return tuple(
+      part for leaf in leaves(config) for part in _of_each_layer(leaf)
+    )
   model = deepseek.DeepSeek(config)
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  boxes = jax.tree_util.tree_leaves_with_path(
+    shapes, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+  )
   found = []
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(sharding.unbox(shapes)):
+  for keys, box in boxes:
     path = tuple(key.key for key in keys)
-    found.append(_leaf(path, leaf.shape, config))
+    shape = sharding.unbox(box).shape
+    names = getattr(box, "names", (None,) * len(shape))
+    found.append(_leaf(path, shape, config, names))
   return tuple(found)
 
 
-def _leaf(path, shape, config) -> Leaf:
+def _leaf(path, shape, config, names) -> Leaf:
   """The leaf at `path` (collection, part of the model, ...)."""
   part, below = path[1], path[2:]
-  if part == "dense_layers":
-    return _block_leaf(path, shape, below, 0, True)
-  if part == "moe_layers":
-    first = config.first_k_dense_replace
-    return _block_leaf(path, shape, below, first, True)
+  if part in _STACKS:
+    first = config.first_k_dense_replace if part == "moe_layers" else 0
+    return _block_leaf(path, shape, below, first, True, names)
   if part.startswith("mtp_"):
     layer = config.num_hidden_layers + int(part.removeprefix("mtp_"))
     if below[0] == "block":
-      return _block_leaf(path, shape, below[1:], layer, False)
+      return _block_leaf(path, shape, below[1:], layer, False, names)
     name, transform = _find(_MTP, below)
-    return Leaf(path, shape, 0, _LAYER + name, layer, transform)
+    return Leaf(path, shape, 0, _LAYER + name, layer, transform, names)
   name, transform = _find(_MODEL, path[1:])
-  return Leaf(path, shape, 0, name, 0, transform)
+  return Leaf(path, shape, 0, name, 0, transform, names)
 
 
-def _block_leaf(path, shape, below, first_layer: int, layers: bool) -> Leaf:
+def _block_leaf(path, shape, below, first: int, layers: bool, names) -> Leaf:
   name, transform = _find(_BLOCK, below)
   stacked = layers + ("{expert}" in name)
-  return Leaf(path, shape, stacked, _LAYER + name, first_layer, transform)
+  return Leaf(path, shape, stacked, _LAYER + name, first, transform, names)
+
+
+def _of_each_layer(leaf: Leaf) -> Iterator[Leaf]:
+  """The leaf of every layer of a stack; any other leaf as it is."""
+  if leaf.path[1] not in _STACKS:
+    yield leaf
+    return
+  for layer in range(leaf.first_layer, leaf.first_layer + leaf.shape[0]):
+    yield leaf._replace(
+      path=(leaf.path[0], f"layers_{layer}", *leaf.path[2:]),
+      shape=leaf.shape[1:],
+      stacked=leaf.stacked - 1,
+      first_layer=layer,
+      axes=leaf.axes[1:],
+    )
 
 
 def _find(table, below) -> tuple[str, str]:
@@ -179,6 +240,11 @@ def _find(table, below) -> tuple[str, str]:
     f"parameter {wanted!r} has no Hugging Face name; add it to the tables of "
     "dsx/convert/name_map.py"
   )
+
+
+def layout_of(parts: Iterable[str]) -> str:
+  """The layout of variables with these parts of a model."""
+  return LAYERS if any(re.match(r"layers_\d", p) for p in parts) else STACKED
 
 
 def layer_of(name: str) -> int | None:
@@ -195,3 +261,19 @@ def copies(config: config_lib.DeepSeekConfig) -> dict[str, str]:
     for module in range(config.num_nextn_predict_layers)
     for name, original in _COPIES
   }
+
+
+@functools.lru_cache(maxsize=8)
+def linear(config: config_lib.DeepSeekConfig) -> frozenset[str]:
+  """Names of the matrices of linear layers, which can be FP8."""
+  return frozenset(
+    name
+    for leaf in leaves(config)
+    if leaf.is_linear
+    for _, name in leaf.pieces()
+  )
+
+
+def natural(name: str):
+  """Sorts layer 10 after layer 9, so that a layer's tensors lie together."""
+  return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]

@@ -9,6 +9,8 @@ checked whole before any byte of data is trusted.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
+import hashlib
 import json
 import math
 import os
@@ -26,6 +28,7 @@ DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
   "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
   "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+  "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
   "I64": np.dtype(np.int64),
   "I32": np.dtype(np.int32),
   "I16": np.dtype(np.int16),
@@ -33,7 +36,9 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What the name of a file ends with that is being written.
+UNFINISHED = ".tmp"
 # The format's own limit, so that a wrong length is not read as a header.
 _LONGEST_HEADER = 100_000_000
 
@@ -61,13 +66,15 @@ class Planned(NamedTuple):
     name: its name in the file.
     shape: its shape.
     dtype: its dtype.
-    make: returns it, called when its turn comes.
+    parts: returns the arrays that it is the concatenation of along its first
+      axis; called when its turn comes, and each is written before the next is
+      asked for.
   """
 
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
-  make: Callable[[], np.ndarray]
+  parts: Callable[[], Iterable[np.ndarray]]
 
   @property
   def n_bytes(self) -> int:
@@ -186,29 +193,43 @@ def _check_cover(path, ranges, size: int) -> None:
     )
 
 
-def read(tensor: Tensor) -> np.ndarray:
-  """Reads one tensor."""
-  dtype = DTYPES[tensor.dtype]
-  count = math.prod(tensor.shape)
+def read(tensor: Tensor, rows: slice = slice(None)) -> np.ndarray:
+  """Reads one tensor.
+
+  Args:
+    tensor: which.
+    rows: these of its first axis alone, if it has one.
+  """
+  dtype, shape = DTYPES[tensor.dtype], tensor.shape
+  offset = tensor.offset
+  if shape:
+    start, stop, _ = rows.indices(shape[0])
+    shape = (max(stop - start, 0), *shape[1:])
+    offset += start * math.prod(shape[1:]) * dtype.itemsize
+  count = math.prod(shape)
   with tensor.path.open("rb") as file:
-    flat = np.fromfile(file, dtype, count, offset=tensor.offset)
+    flat = np.fromfile(file, dtype, count, offset=offset)
   if flat.size != count:
     raise ValueError(
       f"{tensor.path}: the file ends inside a tensor; it changed while it was "
       "read, fetch it again"
     )
-  return flat.reshape(tensor.shape)
+  return flat.reshape(shape)
 
 
-def write(path, tensors: Iterable[Planned]) -> None:
-  """Writes a file, one tensor in memory at a time.
+def write(path, tensors: Iterable[Planned]) -> str:
+  """Writes a file, one part of one tensor in memory at a time.
 
   Args:
     path: the file; it appears under this name only when it is complete.
     tensors: what to write, in order.
 
+  Returns:
+    sha256 of the file, in hexadecimal.
+
   Raises:
     ValueError: if a tensor is not what was planned.
+    OSError: if the file cannot be written; then it is not there.
   """
   path = pathlib.Path(path)
   tensors = list(tensors)
@@ -216,24 +237,44 @@ def write(path, tensors: Iterable[Planned]) -> None:
   offset = 0
   for tensor in tensors:
     fields[tensor.name] = {
-      "dtype": _NAMES[np.dtype(tensor.dtype)],
+      "dtype": NAMES[np.dtype(tensor.dtype)],
       "shape": list(tensor.shape),
       "data_offsets": [offset, offset + tensor.n_bytes],
     }
     offset += tensor.n_bytes
   text = json.dumps(fields, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # data starts aligned
-  unfinished = path.with_name(path.name + ".tmp")
+  digest = hashlib.sha256()
+  unfinished = path.with_name(path.name + UNFINISHED)
   with unfinished.open("wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors:
-      array = np.asarray(tensor.make(), order="C")
-      if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
-        raise ValueError(
-          f"{tensor.name}: {array.dtype} {array.shape}: expected "
-          f"{tensor.dtype} {tuple(tensor.shape)}, as planned"
-        )
-      array.tofile(file)
+    for data in _contents(text, tensors):
+      file.write(data)
+      digest.update(data)
     file.flush()
     os.fsync(file.fileno())
   unfinished.replace(path)
+  return digest.hexdigest()
+
+
+def _contents(text: bytes, tensors: Iterable[Planned]) -> Iterator[Any]:
+  """The bytes of a file in order: its header `text`, then the tensors."""
+  yield len(text).to_bytes(8, "little") + text
+  for tensor in tensors:
+    rows = 0
+    for part in tensor.parts():
+      part = np.asarray(part, order="C")
+      rows += part.shape[0] if part.ndim else 1
+      _check_part(tensor, part)
+      yield part.reshape(-1).view(np.uint8)
+    if rows != (tensor.shape[0] if tensor.shape else 1):
+      raise ValueError(
+        f"{tensor.name}: {rows} rows: expected {tensor.shape[0]}, as planned"
+      )
+
+
+def _check_part(tensor: Planned, part: np.ndarray) -> None:
+  if part.shape[1:] != tensor.shape[1:] or part.dtype != tensor.dtype:
+    raise ValueError(
+      f"{tensor.name}: {part.dtype} {part.shape}: expected {tensor.dtype} "
+      f"{tuple(tensor.shape)}, as planned"
+    )

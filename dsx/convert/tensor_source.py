@@ -31,38 +31,49 @@ class Entry(NamedTuple):
 
 
 class TensorSource(Protocol):
-  """Tensors under the names of Hugging Face's layout.
-
-  Attributes:
-    place: the folder, for messages.
-    identity: JSON that differs when the content does: what an interrupted
-      conversion is resumed with must be what it was begun with.
-    config: the model; MTP modules are counted as tensors are listed.
-    fields: content of `config.json`: the config's fields and any others. Its
-      `quantization_config` and `torch_dtype` are those of the source.
-    entries: every tensor by name. A matrix in FP8 (`F8_E4M3`) is followed by
-      `{name}_scale_inv`, its scales (`F32` or `F8_E8M0`).
-    companions: files that go with the weights, by plain name: tokenizer.json
-      and the like.
-  """
+  """Tensors under the names of Hugging Face's layout."""
 
   @property
-  def place(self) -> str: ...
+  def place(self) -> str:
+    """The folder, for messages."""
+    ...
 
   @property
-  def identity(self) -> Any: ...
+  def identity(self) -> Any:
+    """JSON that differs when the content does.
+
+    What an interrupted conversion is resumed with must be what it was begun
+    with.
+    """
+    ...
 
   @property
-  def config(self) -> config_lib.DeepSeekConfig: ...
+  def config(self) -> config_lib.DeepSeekConfig:
+    """The model; MTP modules are counted as `entries` lists them."""
+    ...
 
   @property
-  def fields(self) -> dict[str, Any]: ...
+  def fields(self) -> dict[str, Any]:
+    """Content of config.json: the config's fields and any others.
+
+    `quantization_config` and `torch_dtype` are those of the source.
+    """
+    ...
 
   @property
-  def entries(self) -> Mapping[str, Entry]: ...
+  def entries(self) -> Mapping[str, Entry]:
+    """Every tensor by name.
+
+    A matrix in FP8 (`F8_E4M3`) comes with `{name}_scale_inv`, its scales
+    (`F32` or `F8_E8M0`). Copies that MTP layers hold of embedding and head
+    are listed if they are to be written.
+    """
+    ...
 
   @property
-  def companions(self) -> Mapping[str, bytes]: ...
+  def companions(self) -> Mapping[str, bytes]:
+    """Files that go with weights, by plain name: tokenizer.json and such."""
+    ...
 
   def read(self, name: str) -> np.ndarray:
     """Reads one tensor whole, of the entry's dtype and shape.

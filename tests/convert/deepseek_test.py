@@ -240,7 +240,7 @@ class DeepseekTest(parameterized.TestCase):
       lambda t: t.update(
         {"model.norm.weight": np.ones(8, ml_dtypes.float8_e4m3fn)}
       ),
-      "is F8_E4M3: expected F32, BF16, F16; convert the checkpoint to bfl",
+      "is F8_E4M3: expected F32, BF16, F16, because only linear layers are FP8",
     ),
     (
       "nan",

@@ -55,7 +55,7 @@ class FolderTest(parameterized.TestCase):
   def test_written_shards(self):
     arrays = {f"t{i}": np.full((10,), i, np.float32) for i in range(5)}
     planned = [
-      safetensors.Planned(k, v.shape, v.dtype, lambda v=v: v)
+      safetensors.Planned(k, v.shape, v.dtype, lambda v=v: [v])
       for k, v in arrays.items()
     ]
     folder_lib.write(self.folder, {"x": 1}, planned, shard_bytes=80)

@@ -40,7 +40,7 @@ class SafetensorsTest(parameterized.TestCase):
   def test_written_file_is_read_by_the_reference_library(self, name):
     dtype = safetensors.DTYPES[name]
     arrays = {
-      "matrix": np.arange(6).reshape(2, 3).astype(dtype),
+      "matrix": np.arange(1, 7).reshape(2, 3).astype(dtype),
       "scalar": np.ones((), dtype),
       "empty": np.ones((0, 4), dtype),
     }
@@ -82,7 +82,12 @@ class SafetensorsTest(parameterized.TestCase):
 
   def test_refuses_to_write_what_was_not_planned(self):
     plan = _plan("a", np.zeros(2, np.float32))._replace(shape=(3,))
-    with self.assertRaisesRegex(ValueError, r"a: float32 \(2,\): expected .*3"):
+    with self.assertRaisesRegex(ValueError, "a: 2 rows: expected 3, as plann"):
+      safetensors.write(self.path, [plan])
+    plan = plan._replace(shape=(2,), dtype=np.dtype(np.float16))
+    with self.assertRaisesRegex(
+      ValueError, r"a: float32 \(2,\): expected .*16"
+    ):
       safetensors.write(self.path, [plan])
 
   @parameterized.named_parameters(
@@ -153,7 +158,7 @@ class SafetensorsTest(parameterized.TestCase):
 
 
 def _plan(name, array) -> safetensors.Planned:
-  return safetensors.Planned(name, array.shape, array.dtype, lambda: array)
+  return safetensors.Planned(name, array.shape, array.dtype, lambda: [array])
 
 
 if __name__ == "__main__":
