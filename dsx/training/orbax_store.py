@@ -3,6 +3,7 @@
 Orbax shards, writes and commits; what it does not do is in `checkpoint.py`.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 import logging
 import pathlib
@@ -10,11 +11,15 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import future
 
 from dsx.training import leaves as leaves_lib
 
 # The file that `write` puts the metadata into, relative to the folder.
 METADATA = "metadata/metadata"
+# The store that a lone process writes, in the folder of arrays; Orbax joins the
+# stores of all processes by reference.
+OWN_PART = "ocdbt.process_0"
 # Replicas write a slice each only of arrays larger than this: cutting slices
 # compiles a program per slice, which small arrays do not repay.
 _REPLICA_SLICE_BYTES = 2**24
@@ -68,6 +73,43 @@ class OrbaxStore:
         metadata=ocp.args.JsonSave(metadata),
       ),
     )
+
+  def adopt(
+    self,
+    path: pathlib.Path,
+    names: Iterable[str],
+    database: pathlib.Path,
+    metadata: Mapping[str, Any],
+  ) -> None:
+    """Makes a folder like that of `write` around arrays that are on the disk.
+
+    Args:
+      path: the folder.
+      names: of all arrays of the database.
+      database: an `ArrayDatabase`'s folder on the same file system; it is
+        moved to `path`/arrays/ocdbt.process_0.
+      metadata: as for `write`.
+    """
+    registry = ocp.type_handlers.create_type_handler_registry(
+      (_OnDisk, _OnDiskHandler(database))
+    )
+    registry.add(  # which is what will read them
+      jax.Array,
+      ocp.type_handlers.ArrayHandler(),
+      override=True,
+      ignore_warnings=True,
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(_composite(handler)) as checkpointer:
+      checkpointer.save(
+        path,
+        args=ocp.args.Composite(
+          arrays=ocp.args.PyTreeSave(
+            leaves_lib.nested({name: _OnDisk() for name in names})
+          ),
+          metadata=ocp.args.JsonSave(metadata),
+        ),
+      )
 
   def wait(self) -> None:
     """Waits until the folder has its name, in every process."""
@@ -126,11 +168,44 @@ class OrbaxStore:
         # Checksums read the same copies on the host: one transfer for both.
         enable_pinned_host_transfer=False,
       )
-      registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-      registry.add("arrays", ocp.args.PyTreeSave, handler)
-      registry.add("arrays", ocp.args.PyTreeRestore, handler)
       self._checkpointer = ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(handler_registry=registry),
+        _composite(handler),
         async_options=ocp.AsyncOptions(timeout_secs=self._timeout),
       )
     return self._checkpointer
+
+
+def _composite(handler) -> ocp.CompositeCheckpointHandler:
+  """Arrays by this handler, and metadata."""
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  registry.add("arrays", ocp.args.PyTreeSave, handler)
+  registry.add("arrays", ocp.args.PyTreeRestore, handler)
+  return ocp.CompositeCheckpointHandler(handler_registry=registry)
+
+
+class _OnDisk:
+  """A leaf that has been written already."""
+
+
+class _OnDiskHandler(ocp.type_handlers.TypeHandler):
+  """Has Orbax describe, join and check arrays that it need not write."""
+
+  def __init__(self, database: pathlib.Path):
+    self._database = database
+
+  def typestr(self) -> str:
+    return "jax.Array"
+
+  async def serialize(self, values, infos, args=None):
+    async def move():
+      await infos[0].await_path_creation()
+      self._database.rename(pathlib.Path(infos[0].parent_dir) / OWN_PART)
+
+    # Begins when Orbax has made the folder.
+    return [future.CommitFutureAwaitingContractedSignals(move(), name="move")]
+
+  async def metadata(self, infos):
+    raise TypeError("arrays on the disk are read as jax.Array")
+
+  async def deserialize(self, infos, args=None):
+    raise TypeError("arrays on the disk are read as jax.Array")

@@ -16,11 +16,12 @@ import jax
 
 from dsx.convert import deepseek as convert
 from dsx.convert import folder as folder_lib
-from dsx.convert import huggingface_config
-from dsx.convert import name_map
+from dsx.convert import huggingface_source
+from dsx.convert import inventory
 from dsx.data import vocab as vocab_lib
 from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.models import layout as layout_lib
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import sharding as sharding_lib
@@ -64,6 +65,7 @@ class Pretrained:
     mtp: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     sharding: sharding_lib.Sharding | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
   ):
     """Reads the variables.
 
@@ -72,6 +74,8 @@ class Pretrained:
       mtp: whether to read the MTP modules, too, if there are any.
       mesh: devices to place them on; by default one device.
       sharding: where on the mesh; by default on every device whole.
+      progress: called with bytes read, bytes in all and a tensor's name, where
+        a folder is read tensor by tensor.
 
     Returns:
       `params` and, if the model has one, `router_bias`.
@@ -83,7 +87,9 @@ class Pretrained:
       raise ValueError(f"layout={layout!r}: expected 'stacked' or 'layers'")
     if mesh is not None and sharding is None:
       sharding = sharding_lib.Sharding(strategy="replicated")
-    return self._read(layout=layout, mtp=mtp, mesh=mesh, sharding=sharding)
+    return self._read(
+      layout=layout, mtp=mtp, mesh=mesh, sharding=sharding, progress=progress
+    )
 
 
 def find(
@@ -127,38 +133,21 @@ def find(
 
 
 def _of_folder(path, vocabulary, dtype: str) -> Pretrained:
-  config = huggingface_config.read(path)
-  stored = folder_lib.tensors(path)
-  if dtype == FP8 and not any(
-    t.dtype.startswith("F8") for t in stored.values()
-  ):
+  source = huggingface_source.find(path)
+  if dtype == FP8 and not inventory.has_fp8(source.entries):
     raise ValueError(
       f"{path}: its weights are not FP8: expected a folder converted with "
       "--target_format=hf_fp8; or leave out the dtype fp8"
     )
-  if not _holds_mtp(config, stored):
-    config = _without_mtp(config)
-
-  def read(*, layout, mtp, mesh, sharding):
-    config, variables = convert.load(path, dtype=dtype, mtp=mtp)
-    return _laid_out(config, variables, layout)
-
   return Pretrained(
     kind="hugging_face",
-    config=config,
+    config=source.config,
     dtypes=_dtypes(dtype, dtypes_lib.Dtypes()),
     vocabulary=vocab_lib.load(vocabulary or path),
-    window=config.max_position_embeddings,
+    window=source.config.max_position_embeddings,
     description=f"Hugging Face folder {path}",
-    _read=read,
+    _read=lambda **how: convert.load(path, dtype=dtype, **how)[1],
   )
-
-
-def _holds_mtp(config: config_lib.DeepSeekConfig, names) -> bool:
-  """Whether the MTP modules that `config` counts are among the tensors."""
-  first = config.num_hidden_layers
-  modules = range(first, first + config.num_nextn_predict_layers)
-  return any(name_map.layer_of(name) in modules for name in names)
 
 
 def _without_mtp(config: config_lib.DeepSeekConfig):
@@ -180,8 +169,6 @@ def _laid_out(config: config_lib.DeepSeekConfig, variables, layout: Layout):
   """Variables that are stacked, in the layout that is asked for."""
   if layout == "stacked":
     return variables
-  from dsx.models import layout as layout_lib
-
   return layout_lib.to_layers(config, variables)
 
 
@@ -200,7 +187,8 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
       "FP8 files; or leave out the dtype fp8"
     )
 
-  def read(*, layout, mtp, mesh, sharding):
+  def read(*, layout, mtp, mesh, sharding, progress):
+    del progress  # a checkpoint is restored as a whole
     trained = restore.load(
       path, step=step, average=average, mtp=mtp, mesh=mesh, sharding=sharding
     )

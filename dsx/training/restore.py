@@ -10,8 +10,6 @@ state are read.
 
 from collections.abc import Mapping
 import dataclasses
-import itertools
-import math
 import os
 import pathlib
 from typing import Any
@@ -216,15 +214,10 @@ def as_stored(target, stored: Mapping[str, str]):
 
 
 def _scales(values: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """Scales lie as their values do, where their number divides as well."""
+  """Scales lie beside their values, each matrix's whole."""
   shape = block_scaled.scales_shape(values.shape)
-  mesh, spec = values.sharding.mesh, values.sharding.spec
-  parts = []
-  for size, part in itertools.zip_longest(shape, spec):
-    names = (part,) if isinstance(part, str) else part or ()
-    pieces = math.prod(mesh.shape[name] for name in names)
-    parts.append(part if size % pieces == 0 else None)
-  sharding = NamedSharding(mesh, PartitionSpec(*parts))
+  stacked = (*values.sharding.spec, None, None)[: len(shape) - 2]
+  sharding = NamedSharding(values.sharding.mesh, PartitionSpec(*stacked))
   return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 

@@ -1,0 +1,285 @@
+"""A folder in Hugging Face's layout made the workdir of a run.
+
+What comes out is read like any run's: `restore.load`, `pretrained.find`,
+generation, evaluation and conversion back. It holds one checkpoint, step 0, of
+parameters and router biases without optimizer state; the tokenizer and the
+other files that came with the weights lie beside it.
+
+Neither the model nor one of its arrays is ever whole in memory. The arrays are
+written part by part into `checkpoints/importing`, with a journal; an import
+that was interrupted goes on there when it is called again. Last comes what
+Orbax says of arrays, and the manifest that makes the checkpoint count.
+"""
+
+from collections.abc import Callable
+import itertools
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from dsx.convert import data_check
+from dsx.convert import encoding as encoding_lib
+from dsx.convert import folder as folder_lib
+from dsx.convert import huggingface_source
+from dsx.convert import inventory
+from dsx.data import pipeline
+from dsx.ops import dtypes as dtypes_lib
+from dsx.training import array_database
+from dsx.training import checksum
+from dsx.training import commit
+from dsx.training import import_journal
+from dsx.training import import_plan
+from dsx.training import imported_config
+from dsx.training import manifest as manifest_lib
+from dsx.training import orbax_store
+from dsx.training import pretraining
+from dsx.training import schedules
+from dsx.training import step_directory
+from dsx.training import verified_read
+from dsx.training import workdir as workdir_lib
+
+Progress = Callable[[int, int, str], None]
+FP8 = "fp8"
+DTYPES = ("float32", "bfloat16", "float16", FP8)
+TOKENIZER = "tokenizer.json"
+
+_STEP = 0
+_STAGING, _DATABASE, _JOURNAL = "importing", "database", "journal.jsonl"
+# Parts that are on their way to the disk at once.
+_GROUP = 4
+_TIMEOUT_SECONDS = 1200
+
+
+def write(
+  source: str | os.PathLike[str],
+  target: str | os.PathLike[str],
+  *,
+  dtype: str | None = None,
+  progress: Progress | None = None,
+) -> pathlib.Path:
+  """Makes a workdir of a Hugging Face folder.
+
+  Args:
+    source: folder with config.json and *.safetensors, bfloat16 or FP8.
+    target: a new or empty folder, or one that an import of the same source
+      into it was interrupted in.
+    dtype: of the arrays; by default what the files have, and nothing is lost.
+      `fp8` quantises matrices that are not FP8, other dtypes dequantise those
+      that are.
+    progress: called with bytes done, bytes in all and a name; the files are
+      read once to be checked and once to be written.
+
+  Returns:
+    The workdir.
+
+  Raises:
+    ValueError: in one line, what is wrong with the source or the target.
+  """
+  encoding = _encoding(huggingface_source.find(source), dtype)
+  encoding.source.check_copies()
+  arrays = import_plan.arrays(encoding)
+  target = pathlib.Path(target).expanduser()
+  identity = {
+    "source": str(encoding.source.folder.resolve()),
+    "files": encoding.source.identity,
+    "dtype": dtype,
+  }
+  resumed = _claim(target)
+  size = sum(array.n_bytes for array in arrays)
+  tell = _Progress(encoding, size, progress)
+  try:
+    if not resumed:
+      _check_room(target, size)
+      data_check.check(encoding, tell.checked)
+    _write(encoding, arrays, target, identity, tell)
+  except OSError as error:
+    raise _interrupted(target, error) from error
+  return target
+
+
+def _encoding(source, dtype: str | None) -> encoding_lib.Encoding:
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r}: expected {', '.join(DTYPES)}")
+  if dtype is None or (dtype == FP8 and inventory.has_fp8(source.entries)):
+    return encoding_lib.Encoding(
+      source, fp8=True, dtype=None, scale_format=None, keeps_fp8=True
+    )
+  fp8 = dtype == FP8
+  return encoding_lib.choose(source, fp8=fp8, dtype=None if fp8 else dtype)
+
+
+def _claim(target: pathlib.Path) -> bool:
+  """Makes the folder; whether an import was interrupted in it.
+
+  Raises:
+    ValueError: if it holds anything else, or cannot be written.
+  """
+  checkpoints = target / workdir_lib.CHECKPOINTS
+  manifest = checkpoints / str(_STEP) / manifest_lib.NAME
+  if (checkpoints / _STAGING / _JOURNAL).is_file() and not manifest.exists():
+    return True
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    present = sorted(path.name for path in target.iterdir())
+  except OSError as error:
+    raise workdir_lib.WorkdirError(
+      f"{target} cannot be written: {error.strerror}; give another target"
+    ) from error
+  if present:
+    raise workdir_lib.WorkdirError(
+      f"{target}: holds {present[0]} already; give a new or an empty folder"
+    )
+  return False
+
+
+def _check_room(target: pathlib.Path, size: int) -> None:
+  free = shutil.disk_usage(target).free
+  if free < size:
+    raise workdir_lib.WorkdirError(
+      f"{target} has {free / 2**20:,.1f} MiB free, and the checkpoint takes "
+      f"{size / 2**20:,.1f} MiB: make room, or give another target"
+    )
+
+
+def _interrupted(target: pathlib.Path, error: Exception) -> ValueError:
+  return verified_read.CheckpointError(
+    f"{target}: the import was interrupted: {verified_read.one_line(error)}; "
+    "mend that and do the same again, it goes on where it stopped"
+  )
+
+
+class _Progress:
+  """Two readings of the files as one row of bytes."""
+
+  def __init__(self, encoding, size: int, report: Progress | None):
+    entries = encoding.source.entries.values()
+    self._first = sum(data_check.n_bytes(entry) for entry in entries)
+    self._total = self._first + size
+    self._written = 0
+    self._report = report or (lambda done, total, name: None)
+
+  def checked(self, done: int, total: int, name: str) -> None:
+    """The first reading."""
+    self._report(done, self._total, name)
+
+  def written(self, size: int, name: str) -> None:
+    """More of the second."""
+    self._written += size
+    self._report(self._first + self._written, self._total, name)
+
+
+def _write(encoding, arrays, target, identity, tell: _Progress) -> None:
+  """Writes the arrays that are not there, and all that goes with them."""
+  directory = step_directory.StepDirectory(target / workdir_lib.CHECKPOINTS)
+  staging = directory.root / _STAGING
+  staging.mkdir(parents=True, exist_ok=True)
+  journal = import_journal.Journal(staging / _JOURNAL, identity)
+  _bring_back(directory, staging / _DATABASE)
+  database = array_database.ArrayDatabase(staging / _DATABASE)
+  assembler = import_plan.Assembler(encoding.source)
+  for array in arrays:
+    _write_array(database, journal, assembler, array, tell)
+  run = _run(encoding, arrays)
+  _describe(encoding, run, target)
+  store = orbax_store.OrbaxStore(_TIMEOUT_SECONDS)
+  store.adopt(
+    directory.path(_STEP),
+    [array.name for array in arrays],
+    staging / _DATABASE,
+    _metadata(encoding, arrays, run),
+  )
+  pending = commit.Pending(
+    step=_STEP,
+    serial=0,
+    leaves={array.name: (array.shape, array.dtype.name) for array in arrays},
+    sums={array.name: journal.done(array.name).checksum for array in arrays},
+  )
+  commit.commit(directory, pending, timeout_seconds=_TIMEOUT_SECONDS)
+  shutil.rmtree(staging)
+
+
+def _bring_back(directory, database: pathlib.Path) -> None:
+  """Undoes an end that was interrupted between Orbax and the manifest."""
+  for place in directory.root.glob(f"{_STEP}*/arrays*/{orbax_store.OWN_PART}"):
+    place.rename(database)
+  directory.remove_unfinished(only=_STEP)
+
+
+def _write_array(database, journal, assembler, array, tell) -> None:
+  """Writes the parts of an array that are not on the disk."""
+  parts, total = journal.done(array.name)
+  boxes = array.boxes()
+  for box in itertools.islice(boxes, parts):
+    tell.written(_size(box) * array.dtype.itemsize, array.name)
+  store = database.create(array.name, array.shape, array.dtype, array.chunk)
+  while group := list(itertools.islice(boxes, _GROUP)):
+    writes = []
+    for box in group:
+      data = assembler.make(array, box)
+      total += checksum.of_pieces([(tuple(s.start for s in box), data)])
+      writes.append(
+        store[box].write(data, can_reference_source_data_indefinitely=True)
+      )
+      tell.written(data.nbytes, array.name)
+    try:
+      for pending in writes:
+        pending.result()
+    except ValueError as error:  # TensorStore's, of a full disk too
+      raise OSError(verified_read.one_line(error)) from error
+    parts += len(group)
+    journal.write(array.name, import_journal.Done(parts, total % 2**64))
+
+
+def _size(box: tuple[slice, ...]) -> int:
+  return int(np.prod([part.stop - part.start for part in box], dtype=np.int64))
+
+
+def _run(encoding, arrays) -> pretraining.Pretraining:
+  """A run that says what such a checkpoint is of."""
+  config = encoding.source.config
+  name = import_plan.EMBEDDING
+  dtype = next(array.dtype for array in arrays if array.name == name)
+  window = config.max_position_embeddings
+  return pretraining.Pretraining(
+    config=config,
+    # Beside the checkpoints, wherever they are moved; see `workdir.vocabulary`.
+    data=pipeline.Data(sequence_length=window, vocabulary=TOKENIZER),
+    schedule=schedules.constant(
+      steps=1, learning_rate=0.0, batch_size=1, sequence_length=window
+    ),
+    dtypes=dtypes_lib.Dtypes(param=dtype.name, compute=dtype.name),
+  )
+
+
+def _describe(encoding, run: pretraining.Pretraining, target) -> None:
+  """Writes what belongs to a workdir beside its checkpoints."""
+  for name, content in encoding.source.companions.items():
+    manifest_lib.write_atomically(target / name, content)
+  workdir_lib.describe(
+    target,
+    **{
+      folder_lib.CONFIG: json.dumps(encoding.source.fields, indent=2) + "\n",
+      workdir_lib.IDENTITY: json.dumps(run.identity(), indent=1),
+      imported_config.FILE: imported_config.text(run),
+    },
+  )
+
+
+def _metadata(encoding, arrays, run: pretraining.Pretraining) -> dict:
+  """Metadata as a run's, and what makes the same files of it again."""
+  return {
+    "step": _STEP,
+    "sequences": 0,
+    "tokens": 0,
+    "wall_seconds": 0.0,
+    "run": run.identity(),
+    "stored": import_plan.stored(arrays),
+    "imported": {
+      "fields": encoding.fields(),
+      "dtypes": import_plan.source_dtypes(arrays, encoding),
+      "copies": import_plan.copies(encoding),
+    },
+  }
