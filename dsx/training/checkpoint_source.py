@@ -154,9 +154,7 @@ class CheckpointSource:
     done = 0
     for name, store in self._stores.items():
       total = 0
-      for box in array_database.boxes(
-        store.shape, array_database.chunk_of(store)
-      ):
+      for box in array_database.chunks(store):
         data = np.asarray(store[box].read().result())
         total += checksum.of_pieces([(tuple(s.start for s in box), data)])
         done += data.nbytes
