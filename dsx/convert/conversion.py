@@ -22,6 +22,7 @@ import pathlib
 import shutil
 from typing import Literal
 
+from dsx.convert import byte_progress
 from dsx.convert import data_check
 from dsx.convert import encoding as encoding_lib
 from dsx.convert import folder as folder_lib
@@ -99,11 +100,12 @@ class Plan:
       name = safetensors.NAMES[tensor.dtype]
       sizes[name] = sizes.get(name, 0) + tensor.n_bytes
     shown = ", ".join(
-      f"{name} {size / 1e9:.3f} GB" for name, size in sorted(sizes.items())
+      f"{name} {byte_progress.size(n)}" for name, n in sorted(sizes.items())
     )
     return (
       f"{self.encoding.source.place}: {len(tensors)} tensors, "
-      f"{self.n_bytes / 1e9:.3f} GB ({shown}) in {len(self.shards)} shard(s)"
+      f"{byte_progress.size(self.n_bytes)} ({shown}) in {len(self.shards)} "
+      "shard(s)"
     )
 
   @property
@@ -185,7 +187,7 @@ def write(
     journal.complete = True
     journal.save()
   went_on = f"; {resumed} shard(s) were there already" if resumed else ""
-  return f"{target}: {planned.n_bytes / 1e9:.3f} GB written{went_on}"
+  return f"{target}: {byte_progress.size(planned.n_bytes)} written{went_on}"
 
 
 def _check_apart(source, target: pathlib.Path) -> None:
@@ -214,8 +216,9 @@ def _check_room(target: pathlib.Path, planned: Plan, journal) -> None:
   free = shutil.disk_usage(disk).free
   if free < needed:
     raise ValueError(
-      f"{target}: {free / 1e9:.3f} GB are free, and {needed / 1e9:.3f} GB are "
-      "to be written; make room, or give another target"
+      f"{target}: {byte_progress.size(free)} are free, and "
+      f"{byte_progress.size(needed)} are to be written; make room, or give "
+      "another target"
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -29,27 +28,21 @@ class HuggingFaceSource:
     config: the model that its tensors are.
     fields: content of config.json.
     stored: where each tensor lies.
+    entries: what is known of each.
   """
 
   folder: pathlib.Path
   config: config_lib.DeepSeekConfig
   fields: dict[str, Any]
   stored: Mapping[str, safetensors.Tensor]
+  entries: Mapping[str, tensor_source.Entry]
 
   @property
   def place(self) -> str:
     """The folder."""
     return str(self.folder)
 
-  @functools.cached_property
-  def entries(self) -> Mapping[str, tensor_source.Entry]:
-    """Every tensor by name."""
-    return {
-      name: tensor_source.Entry(tensor.dtype, tensor.shape, str(tensor.path))
-      for name, tensor in self.stored.items()
-    }
-
-  @functools.cached_property
+  @property
   def identity(self) -> Any:
     """Names, sizes and times of the files that hold weights."""
     paths = {tensor.path for tensor in self.stored.values()}
@@ -59,7 +52,7 @@ class HuggingFaceSource:
       for path in sorted(paths)
     ]
 
-  @functools.cached_property
+  @property
   def companions(self) -> Mapping[str, bytes]:
     """Tokenizer and the like."""
     return companions_lib.read(self.folder)
@@ -101,9 +94,12 @@ def find(path, *, mtp: bool = True) -> HuggingFaceSource:
   config = huggingface_config.read(folder)
   stored = folder_lib.tensors(folder)
   config, stored = _settle_mtp(folder, config, stored, mtp)
-  source = HuggingFaceSource(folder, config, fields, stored)
-  inventory.check(source.place, config, fields, source.entries)
-  return source
+  entries = {
+    name: tensor_source.Entry(tensor.dtype, tensor.shape, str(tensor.path))
+    for name, tensor in stored.items()
+  }
+  inventory.check(str(folder), config, fields, entries)
+  return HuggingFaceSource(folder, config, fields, stored, entries)
 
 
 def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):

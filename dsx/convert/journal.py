@@ -112,7 +112,7 @@ def open_or_new(folder: pathlib.Path, task: dict[str, Any]) -> Journal:
   for part, value in task.items():
     if found["task"].get(part) != value:
       raise ValueError(
-        f"{folder}: holds a conversion with another {part}"
+        f"{folder}: holds a conversion with different {part}"
         f"{_shown(part, found['task'].get(part), value)}; give an empty "
         "folder, or resume with what it was begun with"
       )

@@ -9,6 +9,7 @@ slices.
 
 from collections.abc import Iterator
 import functools
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -39,9 +40,9 @@ class Piece(NamedTuple):
 
 
 class Place(NamedTuple):
-  """A device and the part of a parameter that it holds."""
+  """A device (None: JAX's default) and the part of a parameter it holds."""
 
-  device: jax.Device | None
+  device: Any
   part: Slices
 
 
@@ -105,7 +106,7 @@ class Target:
     self._stacked, self._transpose = stacked, transpose
     self._sharding = sharding
     self._places = list(_places(shape, sharding))
-    self._arrays: list[jax.Array | None] = [None] * len(self._places)
+    self._arrays: list[Any] = [None] * len(self._places)
     if stacked:
       self._arrays = [
         jnp.zeros(_extent(place.part), self._dtype, device=place.device)
@@ -152,6 +153,7 @@ def _places(shape, sharding: NamedSharding | None) -> Iterator[Place]:
     return
   parts = sharding.addressable_devices_indices_map(shape)
   for device, part in parts.items():
+    assert part is not None  # which only stands for devices of others
     bounds = (s.indices(n) for s, n in zip(part, shape, strict=True))
     yield Place(device, tuple(slice(start, stop) for start, stop, _ in bounds))
 

@@ -1,7 +1,6 @@
 """Variables in memory as a source of tensors."""
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 import jax
@@ -40,6 +39,12 @@ class VariablesSource:
     _check_variables(self._leaves, self._arrays)
     self._dtype = self._common_dtype()
     huggingface_config.to_json(config, self._dtype)
+    self._pieces = {
+      name: (leaf, index)
+      for leaf in self._leaves
+      for index, name in leaf.pieces()
+    }
+    self._entries = self._listed()
 
   @property
   def place(self) -> str:
@@ -69,9 +74,12 @@ class VariablesSource:
       fields[quantization.FIELD] = quantization.made(quantization.FLOAT32)
     return fields
 
-  @functools.cached_property
+  @property
   def entries(self) -> Mapping[str, tensor_source.Entry]:
     """Every tensor by name, with the copies that MTP layers hold."""
+    return self._entries
+
+  def _listed(self) -> dict[str, tensor_source.Entry]:
     entries = {}
     for name, (leaf, _) in self._pieces.items():
       array = self._arrays[leaf.path]
@@ -95,14 +103,6 @@ class VariablesSource:
     piece = np.asarray(array[index])
     piece = piece.astype(_stored_dtype(piece.dtype), copy=False)
     return piece.T if leaf.transform == name_map.TRANSPOSE else piece
-
-  @functools.cached_property
-  def _pieces(self) -> dict[str, tuple[name_map.Leaf, tuple[int, ...]]]:
-    return {
-      name: (leaf, index)
-      for leaf in self._leaves
-      for index, name in leaf.pieces()
-    }
 
   def _entry(self, dtype, shape) -> tensor_source.Entry:
     name = safetensors.NAMES[_stored_dtype(dtype)]
