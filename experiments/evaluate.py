@@ -32,8 +32,10 @@ def main(argv):
   from dsx.data import prepare
   from dsx.evals import trained
   from dsx.training import restore
+  from dsx.training import workdir as workdir_lib
 
   workdir = cli.workdir()
+  run = workdir_lib.with_vocabulary(run, workdir)
   if cli.DRY_RUN.value:
     print(trained.plan(run, workdir, step=STEP.value))
     return

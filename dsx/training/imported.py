@@ -69,8 +69,8 @@ def write(
     dtype: of the arrays; by default what the files have, and nothing is lost.
       `fp8` quantises matrices that are not FP8, other dtypes dequantise those
       that are.
-    progress: called with bytes done, bytes in all and a name; the files are
-      read once to be checked and once to be written.
+    progress: called with bytes done, bytes in all and what is being done:
+      the files are read once to be checked and once to be written.
 
   Returns:
     The workdir.
@@ -89,12 +89,11 @@ def write(
   }
   resumed = _claim(target)
   size = sum(array.n_bytes for array in arrays)
-  tell = _Progress(encoding, size, progress)
   try:
     if not resumed:
       _check_room(target, size)
-      data_check.check(encoding, tell.checked)
-    _write(encoding, arrays, target, identity, tell)
+      data_check.check(encoding, progress)
+    _write(encoding, arrays, target, identity, _Written(size, progress))
   except OSError as error:
     raise _interrupted(target, error) from error
   return target
@@ -151,44 +150,44 @@ def _interrupted(target: pathlib.Path, error: Exception) -> ValueError:
   )
 
 
-class _Progress:
-  """Two readings of the files as one row of bytes."""
+class _Written:
+  """Counts the bytes of arrays that are written."""
 
-  def __init__(self, encoding, size: int, report: Progress | None):
-    entries = encoding.source.entries.values()
-    self._first = sum(data_check.n_bytes(entry) for entry in entries)
-    self._total = self._first + size
-    self._written = 0
-    self._report = report or (lambda done, total, name: None)
+  def __init__(self, size: int, progress: Progress | None):
+    self._size, self._done = size, 0
+    self._report = progress
 
-  def checked(self, done: int, total: int, name: str) -> None:
-    """The first reading."""
-    self._report(done, self._total, name)
-
-  def written(self, size: int, name: str) -> None:
-    """More of the second."""
-    self._written += size
-    self._report(self._first + self._written, self._total, name)
+  def add(self, size: int, name: str) -> None:
+    """More of an array."""
+    self._done += size
+    if self._report is not None:
+      self._report(self._done, self._size, f"writing {name}")
 
 
-def _write(encoding, arrays, target, identity, tell: _Progress) -> None:
+def _write(encoding, arrays, target, identity, written: _Written) -> None:
   """Writes the arrays that are not there, and all that goes with them."""
   directory = step_directory.StepDirectory(target / workdir_lib.CHECKPOINTS)
   staging = directory.root / _STAGING
   staging.mkdir(parents=True, exist_ok=True)
-  journal = import_journal.Journal(staging / _JOURNAL, identity)
-  _bring_back(directory, staging / _DATABASE)
-  database = array_database.ArrayDatabase(staging / _DATABASE)
-  assembler = import_plan.Assembler(encoding.source)
-  for array in arrays:
-    _write_array(database, journal, assembler, array, tell)
-  run = _run(encoding, arrays)
-  _describe(encoding, run, target)
+  with import_journal.Journal(staging / _JOURNAL, identity) as journal:
+    _bring_back(directory, staging / _DATABASE)
+    database = array_database.ArrayDatabase(staging / _DATABASE)
+    assembler = import_plan.Assembler(encoding.source)
+    for array in arrays:
+      _write_array(database, journal, assembler, array, written)
+    run = _run(encoding, arrays)
+    _describe(encoding, run, target)
+    _complete(encoding, arrays, run, directory, journal)
+  shutil.rmtree(staging)
+
+
+def _complete(encoding, arrays, run, directory, journal) -> None:
+  """Makes arrays that are on the disk a checkpoint that counts."""
   store = orbax_store.OrbaxStore(_TIMEOUT_SECONDS)
   store.adopt(
     directory.path(_STEP),
     [array.name for array in arrays],
-    staging / _DATABASE,
+    directory.root / _STAGING / _DATABASE,
     _metadata(encoding, arrays, run),
   )
   pending = commit.Pending(
@@ -198,7 +197,6 @@ def _write(encoding, arrays, target, identity, tell: _Progress) -> None:
     sums={array.name: journal.done(array.name).checksum for array in arrays},
   )
   commit.commit(directory, pending, timeout_seconds=_TIMEOUT_SECONDS)
-  shutil.rmtree(staging)
 
 
 def _bring_back(directory, database: pathlib.Path) -> None:
@@ -208,12 +206,12 @@ def _bring_back(directory, database: pathlib.Path) -> None:
   directory.remove_unfinished(only=_STEP)
 
 
-def _write_array(database, journal, assembler, array, tell) -> None:
+def _write_array(database, journal, assembler, array, written) -> None:
   """Writes the parts of an array that are not on the disk."""
   parts, total = journal.done(array.name)
   boxes = array.boxes()
   for box in itertools.islice(boxes, parts):
-    tell.written(_size(box) * array.dtype.itemsize, array.name)
+    written.add(_size(box) * array.dtype.itemsize, array.name)
   store = database.create(array.name, array.shape, array.dtype, array.chunk)
   while group := list(itertools.islice(boxes, _GROUP)):
     writes = []
@@ -223,7 +221,7 @@ def _write_array(database, journal, assembler, array, tell) -> None:
       writes.append(
         store[box].write(data, can_reference_source_data_indefinitely=True)
       )
-      tell.written(data.nbytes, array.name)
+      written.add(data.nbytes, array.name)
     try:
       for pending in writes:
         pending.result()

@@ -23,6 +23,8 @@ OWN_PART = "ocdbt.process_0"
 # Replicas write a slice each only of arrays larger than this: cutting slices
 # compiles a program per slice, which small arrays do not repay.
 _REPLICA_SLICE_BYTES = 2**24
+# Larger arrays are written in several chunks, which are read one by one.
+_CHUNK_BYTES = 2**26
 
 
 _ORBAX = str(pathlib.Path(ocp.__file__).parent)
@@ -66,10 +68,13 @@ class OrbaxStore:
     metadata: Mapping[str, Any],
   ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns."""
+    how = {name: _chunks(array) for name, array in arrays.items()}
     self._opened().save(
       path,
       args=ocp.args.Composite(
-        arrays=ocp.args.PyTreeSave(leaves_lib.nested(arrays)),
+        arrays=ocp.args.PyTreeSave(
+          leaves_lib.nested(arrays), save_args=leaves_lib.nested(how)
+        ),
         metadata=ocp.args.JsonSave(metadata),
       ),
     )
@@ -173,6 +178,14 @@ class OrbaxStore:
         async_options=ocp.AsyncOptions(timeout_secs=self._timeout),
       )
     return self._checkpointer
+
+
+def _chunks(array: jax.Array) -> ocp.SaveArgs:
+  """A large stack is cut into its layers, so that one can be read alone."""
+  if array.nbytes <= _CHUNK_BYTES:
+    return ocp.SaveArgs()
+  axes = (0,) if array.ndim > 2 else ()
+  return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
 
 
 def _composite(handler) -> ocp.CompositeCheckpointHandler:

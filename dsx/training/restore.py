@@ -157,7 +157,7 @@ def load(
     if average and identity["ema_decay"] is not None:
       target["ema"] = jax.tree.map(_averaged, plain["params"])
     restored = checkpointer.restore(target, step=step, partial=True)
-  notes = [*restored.notes, *_differences(identity, run)]
+  notes = [*restored.notes, *_differences(identity, run, pathlib.Path(workdir))]
   return Trained(
     model=model,
     variables=restored.arrays["state"],
@@ -226,7 +226,7 @@ def _averaged(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
 
 
-def _differences(identity: dict, run: pretraining.Pretraining | None):
+def _differences(identity: dict, run: pretraining.Pretraining | None, workdir):
   """Lines on what `run` changes that changes what the model says."""
   if run is None:
     return
@@ -236,5 +236,5 @@ def _differences(identity: dict, run: pretraining.Pretraining | None):
     if found:
       yield f"{found[0]} is {found[2]!r} here, and was {found[1]!r} in training"
   before, here = identity["data"]["vocabulary"], now["data"]["vocabulary"]
-  if before != here:
+  if here not in (before, workdir_lib.vocabulary(workdir, before)):
     yield f"data.vocabulary is {here!r} here, and was {before!r} in training"

@@ -8,6 +8,7 @@ metrics.jsonl  see `metrics.py`
 summary.json   how the run ended
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -122,6 +123,15 @@ def vocabulary(path: pathlib.Path, name: str) -> str:
   """
   own = path / name
   return str(own) if name != "byte" and own.exists() else name
+
+
+def with_vocabulary(
+  run: pretraining.Pretraining, path: pathlib.Path
+) -> pretraining.Pretraining:
+  """The run with its data's vocabulary found; see `vocabulary`."""
+  name = vocabulary(path, run.data.vocabulary)
+  data = dataclasses.replace(run.data, vocabulary=name)
+  return dataclasses.replace(run, data=data)
 
 
 def describe(path: pathlib.Path, **files: str) -> None:
