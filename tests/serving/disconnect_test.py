@@ -60,7 +60,7 @@ class Client:
 class DisconnectTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.engine = fake_engine.FakeEngine(context=10_000)
+    self.engine = fake_engine.FakeEngine(context=10**7)
     self.worker = worker_lib.Worker(lambda: self.engine)
     self.worker.start()
     self.addCleanup(self.worker.stop, 30)
@@ -85,7 +85,7 @@ class DisconnectTest(parameterized.TestCase):
     async def leave():
       application = self.application()
       client = Client(
-        application, prompt="a", max_tokens=9000, n=3, stream=stream
+        application, prompt="a", max_tokens=10**6, n=3, stream=stream
       )
       if stream:  # in the middle of it
         await client.pieces.get()
@@ -148,7 +148,7 @@ class DisconnectTest(parameterized.TestCase):
   def test_a_stream_that_takes_too_long(self):
     async def wait():
       application = self.application(request_seconds=0.2)
-      client = Client(application, prompt="a", max_tokens=9000, stream=True)
+      client = Client(application, prompt="a", max_tokens=10**6, stream=True)
       await client.pieces.get()
       self.engine.gate.clear()
       await client.task
@@ -166,7 +166,7 @@ class DisconnectTest(parameterized.TestCase):
   def test_the_end_of_the_servers_patience(self, stream):
     async def stop():
       application = self.application()
-      client = Client(application, prompt="a", max_tokens=9000, stream=stream)
+      client = Client(application, prompt="a", max_tokens=10**6, stream=stream)
       if stream:
         await client.pieces.get()
       else:
