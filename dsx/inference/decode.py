@@ -205,9 +205,16 @@ def _step(chunk: _Chunk, carry: _Carry) -> _Carry:
     chunk.variables, inputs, positions, memory, active, method="decode"
   )
   logits = _logits(chunk, hidden)
-  verdict, log_p = _verdict(chunk, state, drafts, logits)
+  verdict, sampled = lax.cond(
+    (chunk.shape.temperature > 0).any(),
+    functools.partial(_drawn_verdict, chunk),
+    _greedy_verdict,
+    state,
+    drafts,
+    logits,
+  )
   count, stopped = _kept(chunk, state, verdict)
-  drawn = _recorded(chunk, carry, verdict, count, log_p, logits)
+  drawn = _recorded(chunk, carry, verdict, count, sampled, logits)
   last = jnp.maximum(count - 1, 0)
   token = jnp.take_along_axis(verdict.tokens, last[:, None], axis=1)[:, 0]
   new = State(
@@ -252,8 +259,16 @@ def _logits(chunk: _Chunk, hidden):
   return logits[..., : chunk.vocab_size]
 
 
-def _verdict(chunk: _Chunk, state: State, drafts: Drafts, logits):
-  """The `Verdict` and the model's log-distributions [B, L, V]."""
+def _greedy_verdict(state: State, drafts: Drafts, logits):
+  """As `_drawn_verdict` when no sequence has a temperature: nothing to draw."""
+  del state
+  best = sampling.best_token(logits)
+  found = speculative.verify_greedy(drafts.tokens, best)
+  return found, jnp.zeros(best.shape, jnp.float32)
+
+
+def _drawn_verdict(chunk: _Chunk, state: State, drafts: Drafts, logits):
+  """The `Verdict`, and the log-probability [B, L] that each token had."""
   n = drafts.tokens.shape[1]
   shape = chunk.shape
   log_p = [sampling.log_distribution(logits[:, j], shape) for j in range(n + 1)]
@@ -271,7 +286,8 @@ def _verdict(chunk: _Chunk, state: State, drafts: Drafts, logits):
     return sampling.draw(rest, keys)
 
   found = speculative.verify(drafts.tokens, drafts.log_q, log_p, uniform, draw)
-  return found, log_p
+  own = jnp.take_along_axis(log_p, found.tokens[..., None], axis=2)[..., 0]
+  return found, own
 
 
 def _kept(chunk: _Chunk, state: State, verdict: speculative.Verdict):
@@ -286,14 +302,13 @@ def _kept(chunk: _Chunk, state: State, verdict: speculative.Verdict):
   return count.astype(jnp.int32), stopped
 
 
-def _recorded(chunk: _Chunk, carry: _Carry, verdict, count, log_p, logits):
+def _recorded(chunk: _Chunk, carry: _Carry, verdict, count, sampled, logits):
   """The record with this step in it."""
-  token = verdict.tokens[..., None]
   now = Drawn(
     count=count,
     accepted=jnp.where(count > 0, verdict.accepted, 0),
     token=verdict.tokens,
-    sampled_logprob=jnp.take_along_axis(log_p, token, axis=2)[..., 0],
+    sampled_logprob=sampled,
     scores=prefill.scores(logits, verdict.tokens, chunk.n_top),
   )
 
@@ -325,12 +340,31 @@ def _drafted(chunk, state, tokens, passed_on, positions, memory, last, active):
       method="draft",
     )
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    q = sampling.log_distribution(_logits(chunk, hidden)[:, 0], chunk.shape)
-    keys = chunk.shape.keys(state.length + 1 + number, sampling.DRAFT)
-    token = sampling.draw(q, keys)
+    token, q = lax.cond(
+      (chunk.shape.temperature > 0).any(),
+      functools.partial(_proposed, chunk, number),
+      _best_proposed,
+      state,
+      _logits(chunk, hidden)[:, 0],
+    )
     ahead = ahead.at[jnp.arange(b), last + 1 + number].set(token)
     found.append(token)
     log_q.append(q)
   if not found:
     return Drafts.none(b, 0, chunk.vocab_size), memory
   return Drafts(jnp.stack(found, 1), jnp.stack(log_q, 1)), memory
+
+
+def _proposed(chunk: _Chunk, number: int, state: State, logits):
+  """A draft of each sequence, and the distribution that it was drawn from."""
+  q = sampling.log_distribution(logits, chunk.shape)
+  keys = chunk.shape.keys(state.length + 1 + number, sampling.DRAFT)
+  return sampling.draw(q, keys), q
+
+
+def _best_proposed(state: State, logits):
+  """As `_proposed` when no sequence has a temperature."""
+  del state
+  best = sampling.best_token(logits)
+  certain = best[:, None] == jnp.arange(logits.shape[1])[None, :]
+  return best, jnp.where(certain, 0.0, -jnp.inf)

@@ -37,13 +37,13 @@ class Scores(NamedTuple):
 
 def scores(logits, tokens, n_top: int) -> Scores:
   """Scores of tokens int32 [...] under logits float32 [..., V]."""
-  logprobs = jax.nn.log_softmax(logits, axis=-1)
-  own = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
+  total = jax.nn.logsumexp(logits, axis=-1)
+  own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
   if n_top:
-    best, top = lax.top_k(logprobs, n_top)
+    best, top = lax.top_k(logits, n_top)
   else:
     best, top = (jnp.zeros((*tokens.shape, 0), t) for t in ("float32", "int32"))
-  return Scores(own, top.astype(jnp.int32), best)
+  return Scores(own - total, top.astype(jnp.int32), best - total[..., None])
 
 
 @functools.partial(

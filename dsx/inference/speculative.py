@@ -68,6 +68,21 @@ def verify(drafts, log_q, log_p, uniform, draw) -> Verdict:
   return Verdict(accepted, tokens)
 
 
+def verify_greedy(drafts, best) -> Verdict:
+  """As `verify` at temperature 0, where distributions are one token each.
+
+  Args:
+    drafts: int32 [B, J].
+    best: int32 [B, J + 1], the model's best tokens at the same places, and at
+      the place behind.
+
+  Returns:
+    The `Verdict`: the drafts that stand are the best tokens.
+  """
+  stands = drafts == best[:, : drafts.shape[1]]
+  return Verdict(jnp.cumprod(stands.astype(jnp.int32), axis=1).sum(1), best)
+
+
 def _at(x, place):
   """Row `place` [B] of each x [B, J + 1, V]."""
   return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]

@@ -19,7 +19,7 @@ from dsx.ops import grouped_matmul
 from dsx.ops import manual_axes
 from dsx.ops import permutation
 
-IMPLEMENTATIONS = ("auto", "slots", "grouped", "dense")
+IMPLEMENTATIONS = ("auto", "slots", "grouped", "lookup", "dense")
 
 # Slots per expert over the mean load: the few more rows cost less than the
 # loop over what would overflow without them.
@@ -39,8 +39,9 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
     up: [E, D, F].
     down: [E, F, D].
     impl: `slots` (CPU), `grouped` (sorted rows and three calls of
-      `grouped_matmul`; GPU and TPU), `dense` (every token through every
-      expert, the slow oracle), or `auto`.
+      `grouped_matmul`; GPU and TPU), `lookup` (the matrices of each copy are
+      fetched; for so few tokens that most experts rest), `dense` (every token
+      through every expert, the slow oracle), or `auto`.
 
   Returns:
     [T, D] in x's dtype. Differentiable in all but `index`.
@@ -49,12 +50,18 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
     ValueError: if `impl` is unknown or shapes or dtypes do not fit together.
   """
   _check(x, index, weight, gate, up, down, impl)
+  if impl == "auto" and 2 * index.size <= gate.shape[0]:
+    impl = "lookup"
   if impl == "auto":
     impl = "slots" if jax.default_backend() == "cpu" else "grouped"
   arrays = manual_axes.align(x, index, weight, gate, up, down)
-  return {"slots": _slotted, "grouped": _grouped, "dense": _dense}[impl](
-    *arrays
-  )
+  run = {
+    "slots": _slotted,
+    "grouped": _grouped,
+    "lookup": _lookup,
+    "dense": _dense,
+  }[impl]
+  return run(*arrays)
 
 
 def _check(x, index, weight, gate, up, down, impl):
@@ -102,6 +109,17 @@ def _grouped(x, index, weight, gate, up, down):
   passed = checkpoint_name(matmul(rows, up), "swiglu_input")
   y = matmul(jax.nn.silu(gated) * passed, down)
   return permutation.unpermute(y, weight, order)
+
+
+def _lookup(x, index, weight, gate, up, down):
+  known = (index >= 0) & (index < gate.shape[0])
+  share = jnp.where(known, weight, 0.0).reshape(-1, 1)
+  expert = jnp.where(known, index, 0).reshape(-1)
+  rows = jnp.repeat(x, index.shape[1], axis=0)[:, None, :]
+  weights = (permutation.take(w, expert) for w in (gate, up, down))
+  y, _, _ = _rows_forward(rows, share, *weights)
+  y = y.reshape(*index.shape, -1).astype(jnp.float32)
+  return y.sum(1).astype(x.dtype)
 
 
 # One batch of rows: N groups of R rows, each through an expert of its own.
@@ -209,7 +227,8 @@ def _slotted_forward(x, index, weight, gate, up, down):
     y, _, _ = _rows_forward(rows, share, *weights)
     return out.at[copy // k].add(y[0].astype(jnp.float32))
 
-  out = lax.fori_loop(0, slots.blocks.count, overflow, out)
+  if slots.copy.shape[1] < x.shape[0]:  # an expert may get more than it holds
+    out = lax.fori_loop(0, slots.blocks.count, overflow, out)
   gated = checkpoint_name(gated, "swiglu_input")
   passed = checkpoint_name(passed, "swiglu_input")
   saved = (x, index, weight, gate, up, down, gated, passed)
