@@ -12,6 +12,7 @@ Orbax says of arrays, and the manifest that makes the checkpoint count.
 """
 
 from collections.abc import Callable
+import contextlib
 import itertools
 import json
 import os
@@ -103,30 +104,29 @@ def _encoding(source, dtype: str | None) -> encoding_lib.Encoding:
   if dtype is not None and dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r}: expected {', '.join(DTYPES)}")
   if dtype is None or (dtype == FP8 and inventory.has_fp8(source.entries)):
+    fp8 = inventory.has_fp8(source.entries)
     return encoding_lib.Encoding(
-      source, fp8=True, dtype=None, scale_format=None, keeps_fp8=True
+      source, fp8=fp8, dtype=None, scale_format=None, keeps_fp8=True
     )
   fp8 = dtype == FP8
   return encoding_lib.choose(source, fp8=fp8, dtype=None if fp8 else dtype)
 
 
 def _claim(target: pathlib.Path) -> bool:
-  """Makes the folder; whether an import was interrupted in it.
+  """Whether an import was interrupted in the folder, which else is new.
 
   Raises:
-    ValueError: if it holds anything else, or cannot be written.
+    ValueError: if it holds anything else.
   """
   checkpoints = target / workdir_lib.CHECKPOINTS
   manifest = checkpoints / str(_STEP) / manifest_lib.NAME
   if (checkpoints / _STAGING / _JOURNAL).is_file() and not manifest.exists():
     return True
-  try:
-    target.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in target.iterdir())
-  except OSError as error:
+  if target.exists() and not target.is_dir():
     raise workdir_lib.WorkdirError(
-      f"{target} cannot be written: {error.strerror}; give another target"
-    ) from error
+      f"{target}: a file: expected a new or an empty folder"
+    )
+  present = sorted(p.name for p in target.iterdir()) if target.exists() else ()
   if present:
     raise workdir_lib.WorkdirError(
       f"{target}: holds {present[0]} already; give a new or an empty folder"
@@ -135,7 +135,14 @@ def _claim(target: pathlib.Path) -> bool:
 
 
 def _check_room(target: pathlib.Path, size: int) -> None:
-  free = shutil.disk_usage(target).free
+  """Refuses a disk that cannot be written, or lacks room for the arrays."""
+  places = (target.absolute(), *target.absolute().parents)
+  disk = next(place for place in places if place.exists())
+  if not disk.is_dir() or not os.access(disk, os.W_OK | os.X_OK):
+    raise workdir_lib.WorkdirError(
+      f"{target}: {disk} cannot be written; give another target"
+    )
+  free = shutil.disk_usage(disk).free
   if free < size:
     raise workdir_lib.WorkdirError(
       f"{target} has {free / 2**20:,.1f} MiB free, and the checkpoint takes "
@@ -183,13 +190,13 @@ def _write(encoding, arrays, target, identity, written: _Written) -> None:
 
 def _complete(encoding, arrays, run, directory, journal) -> None:
   """Makes arrays that are on the disk a checkpoint that counts."""
-  store = orbax_store.OrbaxStore(_TIMEOUT_SECONDS)
-  store.adopt(
-    directory.path(_STEP),
-    [array.name for array in arrays],
-    directory.root / _STAGING / _DATABASE,
-    _metadata(encoding, arrays, run),
-  )
+  with _disk_errors():
+    orbax_store.OrbaxStore(_TIMEOUT_SECONDS).adopt(
+      directory.path(_STEP),
+      [array.name for array in arrays],
+      directory.root / _STAGING / _DATABASE,
+      _metadata(encoding, arrays, run),
+    )
   pending = commit.Pending(
     step=_STEP,
     serial=0,
@@ -212,7 +219,8 @@ def _write_array(database, journal, assembler, array, written) -> None:
   boxes = array.boxes()
   for box in itertools.islice(boxes, parts):
     written.add(_size(box) * array.dtype.itemsize, array.name)
-  store = database.create(array.name, array.shape, array.dtype, array.chunk)
+  with _disk_errors():
+    store = database.create(array.name, array.shape, array.dtype, array.chunk)
   while group := list(itertools.islice(boxes, _GROUP)):
     writes = []
     for box in group:
@@ -222,13 +230,20 @@ def _write_array(database, journal, assembler, array, written) -> None:
         store[box].write(data, can_reference_source_data_indefinitely=True)
       )
       written.add(data.nbytes, array.name)
-    try:
+    with _disk_errors():
       for pending in writes:
         pending.result()
-    except ValueError as error:  # TensorStore's, of a full disk too
-      raise OSError(verified_read.one_line(error)) from error
     parts += len(group)
     journal.write(array.name, import_journal.Done(parts, total % 2**64))
+
+
+@contextlib.contextmanager
+def _disk_errors():
+  """Makes OSErrors of what TensorStore and Orbax raise of a failing disk."""
+  try:
+    yield
+  except Exception as error:
+    raise OSError(verified_read.one_line(error)) from error
 
 
 def _size(box: tuple[slice, ...]) -> int:
@@ -266,6 +281,12 @@ def _describe(encoding, run: pretraining.Pretraining, target) -> None:
   )
 
 
+def _fields(encoding) -> dict:
+  """Content of config.json for the weights as they are here."""
+  is_kept = encoding.dtype is None
+  return dict(encoding.source.fields) if is_kept else encoding.fields()
+
+
 def _metadata(encoding, arrays, run: pretraining.Pretraining) -> dict:
   """Metadata as a run's, and what makes the same files of it again."""
   return {
@@ -276,7 +297,7 @@ def _metadata(encoding, arrays, run: pretraining.Pretraining) -> dict:
     "run": run.identity(),
     "stored": import_plan.stored(arrays),
     "imported": {
-      "fields": encoding.fields(),
+      "fields": _fields(encoding),
       "dtypes": import_plan.source_dtypes(arrays, encoding),
       "copies": import_plan.copies(encoding),
     },

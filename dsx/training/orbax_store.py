@@ -49,6 +49,11 @@ class _RaisedAnyway(logging.Filter):
 _RAISED_ANYWAY = _RaisedAnyway()
 
 
+def _quieten() -> None:
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(_RAISED_ANYWAY)
+
+
 class OrbaxStore:
   """Writes one folder at a time, asynchronously."""
 
@@ -95,6 +100,7 @@ class OrbaxStore:
         moved to `path`/arrays/ocdbt.process_0.
       metadata: as for `write`.
     """
+    _quieten()
     registry = ocp.type_handlers.create_type_handler_registry(
       (_OnDisk, _OnDiskHandler(database))
     )
@@ -159,8 +165,7 @@ class OrbaxStore:
 
   def _opened(self) -> ocp.AsyncCheckpointer:
     if self._checkpointer is None:
-      for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_RAISED_ANYWAY)
+      _quieten()
       handler = ocp.PyTreeCheckpointHandler(
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
           (
