@@ -1,0 +1,163 @@
+"""A chat goes on from what was said."""
+
+import io
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from dsx.data import vocab
+from dsx.inference import conversation
+from dsx.inference import generation
+from dsx.inference import template
+from dsx.inference import terminal
+from tests.inference import fake_engine
+
+_BYTE = vocab.ByteVocabulary()
+_EOS = _BYTE.special["eos"]
+_CLOSE = _BYTE.special["/think"]
+
+
+class _Screen(io.StringIO):
+  def isatty(self):
+    return True
+
+
+class ConversationTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.notes = []
+    self.seen = []
+
+  def engine(self, reasoning="hm", **more):
+    """Answers with the length of the prompt."""
+    self.made = fake_engine.FakeEngine(
+      lambda prompt: [
+        *reasoning.encode(),
+        _CLOSE,
+        *f"\n\n{len(prompt)}".encode(),
+        _EOS,
+      ],
+      eos=_EOS,
+      **more,
+    )
+    return self.made
+
+  def talk(self, engine, *lines, out=None, shows=True, **fields):
+    out = out or io.StringIO()
+    chat = conversation.Conversation(
+      engine,
+      _BYTE,
+      generation.Generation(seed=5),
+      template=template.Template(chat=True, **fields),
+    )
+    conversation.talk(
+      chat,
+      lines,
+      terminal.Printer(out, shows=shows),
+      note=self.notes.append,
+      seen=self.seen.append,
+    )
+    return out.getvalue()
+
+  def prompts(self):
+    return [
+      _BYTE.decode(request.prompt, specials=True)
+      for request in self.made.requests
+    ]
+
+  def test_what_was_said_is_said_again_without_reasoning(self):
+    out = self.talk(self.engine(), "Hi", "", "And?", system="Be.")
+    self.assertEqual(
+      out, "<think>\nhm\n</think>\n\n10\n<think>\nhm\n</think>\n\n19\n"
+    )
+    self.assertEqual(
+      self.prompts(),
+      [
+        "<｜begin▁of▁sentence｜>Be.<｜User｜>Hi<｜Assistant｜><think>\n",
+        "<｜begin▁of▁sentence｜>Be.<｜User｜>Hi<｜Assistant｜>10"
+        "<｜end▁of▁sentence｜><｜User｜>And?<｜Assistant｜><think>\n",
+      ],
+    )
+    self.assertEqual(sum(bool(news.done) for news in self.seen), 2)
+
+  def test_reasoning_hidden(self):
+    self.assertEqual(self.talk(self.engine(), "Hi", shows=False), "7\n")
+
+  def test_without_reasoning(self):
+    engine = fake_engine.FakeEngine(lambda _: [*b"yes", _EOS], eos=_EOS)
+    self.assertEqual(self.talk(engine, "Hi", think=False), "yes\n")
+    self.assertEqual(engine.requests[0].prompt[-1], _CLOSE)
+
+  def test_reset_and_quit(self):
+    self.talk(self.engine(), "one", " /reset ", "two", "/quit", "three")
+    self.assertLen(self.prompts(), 2)
+    self.assertNotIn("one", self.prompts()[1])
+    self.assertEqual(self.notes, ["forgotten"])
+
+  def test_every_turn_has_its_seed(self):
+    self.talk(self.engine(), "one", "/reset", "one")
+    seeds = [r.sampling.seed for r in self.made.requests]
+    self.assertEqual(seeds, [5, generation.folded(5, 1, 0)])
+
+  def test_what_cannot_be_said_is_not_said(self):
+    out = self.talk(
+      self.engine(context=20), "a" * 15, "b\udcff", "Hi", shows=False
+    )
+    self.assertEqual(out, "7\n")
+    self.assertEqual(
+      self.notes,
+      [
+        "the conversation of 20 tokens: expected fewer than window=20; shorten "
+        "it, or forget it with /reset",
+        "messages[0].content: text: character 1 is a lone surrogate "
+        "('\\udcff'), expected Unicode text that UTF-8 can hold; replace or "
+        "drop that character",
+      ],
+    )
+
+  def test_why_an_answer_broke_off_is_noted(self):
+    self.talk(self.engine(context=9), "Hi")
+    self.assertEqual(
+      self.notes,
+      ["the context is full; /reset forgets what was said, /quit ends"],
+    )
+
+  @parameterized.parameters(True, False)
+  def test_ctrl_c_breaks_off_an_answer_on_a_screen(self, screen):
+    def interrupted(news):
+      if self.seen and not self.seen[-1].done:
+        self.seen.append(news)
+        raise KeyboardInterrupt
+      self.seen.append(news)
+
+    out = _Screen() if screen else io.StringIO()
+    engine = self.engine(reasoning="", chunk=2)
+    chat = conversation.Conversation(
+      engine,
+      _BYTE,
+      generation.Generation(),
+      template=template.Template(chat=True),
+    )
+
+    def talk():
+      conversation.talk(
+        chat,
+        ["x" * 100, "go on"],
+        terminal.Printer(out),
+        note=self.notes.append,
+        seen=interrupted,
+      )
+
+    if not screen:
+      self.assertRaises(KeyboardInterrupt, talk)
+      self.assertEqual(engine.cancelled, [0])
+      return
+    talk()
+    self.assertEqual(engine.cancelled[0], 0)
+    self.assertEqual(self.notes[0], "broken off")
+    # As far as it came, it was said.
+    self.assertIn("<｜Assistant｜>1<｜end▁of▁sentence｜>", self.prompts()[1])
+
+
+if __name__ == "__main__":
+  absltest.main()
