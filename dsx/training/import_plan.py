@@ -90,7 +90,7 @@ def arrays(encoding: encoding_lib.Encoding) -> list[Array]:
       raise ValueError(
         f"{encoding.source.place}: of the tensors {leaf.pattern!r} some are "
         f"{inventory.FP8} and some are not, which one stack cannot hold; "
-        "convert with dtype fp8 or bfloat16"
+        "convert with dtype bfloat16"
       )
     found.append(_array(leaf, _FP8, VALUES))
     found.append(_array(leaf, np.dtype(np.float32), SCALES))
