@@ -16,7 +16,8 @@ goes to standard error.
 A file of prompts has one on each line; empty lines are skipped. If its name
 ends in .jsonl, or its first line is a JSON object with a `prompt`, each line is
 such an object. The output has an object on each line with prompt, sample, text,
-token_ids, logprobs and finish_reason (of a chat reasoning, too).
+token_ids, logprobs and finish_reason (of a chat reasoning, too); FILE.partial
+has what is finished until all is.
 
 --chat talks on the terminal in DeepSeek-R1's template, or takes its lines from
 a pipe; /reset forgets, /quit ends. --chat_template puts single prompts so.
@@ -82,7 +83,10 @@ MIN_P = flags.DEFINE_float(
   "min_p", None, "Draw from tokens at least this share as probable as the best."
 )
 STOP = flags.DEFINE_multi_string(
-  "stop", None, "Text that ends a text, and is left out; may be repeated."
+  "stop",
+  None,
+  "Text that ends a text, and is left out; may be repeated. A shell writes a"
+  " line break $'\\n'.",
 )
 SAMPLES = flags.DEFINE_integer(
   "samples", None, "Texts for each prompt; by default 1."

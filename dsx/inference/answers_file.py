@@ -11,6 +11,8 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
+
 _PARTIAL = ".partial"
 
 
@@ -21,18 +23,20 @@ def check(path: str | os.PathLike[str]) -> pathlib.Path:
     Its path, absolute.
 
   Raises:
-    ValueError: its folder does not exist or cannot be written to, or it is a
-      folder itself.
+    ValueError: its folder does not exist or cannot be written to, or it is
+      there and no file.
   """
-  file = pathlib.Path(path).expanduser().absolute()
+  # A link stays one; what it leads to is replaced.
+  file = pathlib.Path(os.path.realpath(pathlib.Path(path).expanduser()))
   if not file.parent.is_dir():
     raise ValueError(
       f"--output={path}: {str(file.parent)!r} is no folder; expected an "
       "existing one, make it first"
     )
-  if file.is_dir():
+  if file.exists() and not file.is_file():
+    what = "a folder" if file.is_dir() else "no regular file"
     raise ValueError(
-      f"--output={path}: this is a folder; expected the name of a file in it"
+      f"--output={path}: this is {what}; expected the name of a file"
     )
   if not os.access(file.parent, os.W_OK | os.X_OK):
     raise ValueError(
@@ -46,7 +50,7 @@ class Writer:
   """Writes the file; a context manager.
 
   On an error inside the context the file keeps what it had before, and its
-  name with `.partial` at the end has the lines so far.
+  name with `.partial` at the end has the lines so far, if there are any.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -58,6 +62,7 @@ class Writer:
     """
     self._file = check(path)
     self.partial = self._file.with_name(self._file.name + _PARTIAL)
+    self._lines = 0
     self._out = self.partial.open("w", encoding="utf-8", newline="\n")
 
   def __enter__(self) -> "Writer":
@@ -69,6 +74,10 @@ class Writer:
       os.fsync(self._out.fileno())
     if error is None:
       os.replace(self.partial, self._file)
+    elif self._lines:
+      logging.info("%s has the first %d lines", self.partial, self._lines)
+    else:
+      self.partial.unlink()
 
   def write(self, record: Mapping[str, Any]) -> None:
     """Appends a line.
@@ -78,6 +87,7 @@ class Writer:
     """
     self._out.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
     self._out.flush()
+    self._lines += 1
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ Between token ids and people: stop strings, which the engine knows nothing of,
 whole characters, reasoning told from answers, and why an answer ended.
 """
 
+import collections
 from collections.abc import Generator
 from collections.abc import Sequence
 import dataclasses
@@ -15,6 +16,10 @@ from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import text_stream
 from dsx.inference import thinking
+
+# Requests that wait in the engine, at most: enough to fill any slots that come
+# free, few enough to take back.
+_AHEAD = 256
 
 # The model ended it (EOS or a stop token), a stop string came, there are as
 # many tokens as asked for, or the context is full.
@@ -122,7 +127,7 @@ def run(
   Args:
     engine: nobody else uses it meanwhile.
     vocabulary: of the model.
-    requests: any number; the engine takes as many at once as it has room for.
+    requests: any number.
     chat: tell reasoning from answers.
     opened: the prompts end inside of reasoning.
 
@@ -134,16 +139,18 @@ def run(
     ValueError: the engine refuses a request.
   """
   answers: dict[int, _Answer] = {}
+  left = collections.deque(enumerate(requests))
   try:
-    for index, request in enumerate(requests):
-      stop = request.sampling.stop
-      if chat:
-        text = thinking.Reply(vocabulary, stop, opened=opened)
-      else:
-        text = text_stream.TextStream(vocabulary, stop)
-      most = request.sampling.max_new_tokens
-      answers[engine.submit(request)] = _Answer(index, most, text)
-    while answers:
+    while left or answers:
+      while left and engine.stats.waiting < _AHEAD:
+        index, request = left.popleft()
+        stop = request.sampling.stop
+        if chat:
+          text = thinking.Reply(vocabulary, stop, opened=opened)
+        else:
+          text = text_stream.TextStream(vocabulary, stop)
+        most = request.sampling.max_new_tokens
+        answers[engine.submit(request)] = _Answer(index, most, text)
       for update in engine.step():
         news = answers[update.request].take(update)
         if news.done:

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from collections.abc import Iterable
 import contextlib
 import dataclasses
+import signal
 
 from dsx.data import vocab as vocab_lib
 from dsx.inference import continuation
@@ -131,19 +132,47 @@ def talk(
 
 def _print(news, printer, note, seen) -> None:
   """Prints an answer."""
-  with contextlib.closing(news):
-    try:
-      for item in news:
-        printer.part(item.part)
-        seen(item)
-        if item.done:
-          printer.end()
-          _note_end(item.done, note)
-    except KeyboardInterrupt:
-      printer.end()
-      if not printer.is_screen:
-        raise
-      note("broken off")
+  with contextlib.closing(news), _Break(watches=printer.is_screen) as asked:
+    for item in news:
+      printer.part(item.part)
+      seen(item)
+      if item.done:
+        printer.end()
+        _note_end(item.done, note)
+      elif asked.for_it:
+        printer.end()
+        note("broken off")
+        return
+
+
+class _Break:
+  """Ctrl-C between two pieces of an answer, not in the middle of a step.
+
+  An engine that is interrupted while it decodes could not go on. A second
+  Ctrl-C interrupts it all the same.
+
+  Attributes:
+    for_it: whether a break was asked for.
+  """
+
+  def __init__(self, *, watches: bool):
+    """Takes the signal over for the length of the context if it `watches`."""
+    self._watches = watches
+    self.for_it = False
+
+  def __enter__(self) -> "_Break":
+    if self._watches:
+      self._before = signal.signal(signal.SIGINT, self._ask)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    if self._watches:
+      signal.signal(signal.SIGINT, self._before)
+
+  def _ask(self, *unused) -> None:
+    if self.for_it:
+      raise KeyboardInterrupt
+    self.for_it = True
 
 
 def _note_end(done: continuation.Continuation, note) -> None:

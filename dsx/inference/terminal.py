@@ -13,7 +13,9 @@ _FIRST_INTERVAL = 10.0  # seconds between the lines of a log
 _GROWTH = 0.1  # of the time since the start, later
 _REDRAW = 0.1  # seconds, on a screen
 _REPLACEMENT = "\ufffd"
+_ERASE = "\r\x1b[K"  # the line that the cursor is on
 _OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
+_HIDDEN = "thinking ..."
 
 
 def is_screen(stream: TextIO) -> bool:
@@ -40,8 +42,9 @@ def _is_control(character: str) -> bool:
 class Printer:
   """Prints answers as they come.
 
-  Reasoning is dim on a screen; elsewhere it stands between its tags. Control
-  characters reach files and pipes only.
+  Reasoning is dim on a screen, where a word stands for it while it comes and is
+  not shown; elsewhere it has its tags. Control characters reach files and pipes
+  only.
 
   Attributes:
     is_screen: whether it prints to a terminal.
@@ -58,6 +61,14 @@ class Printer:
     self.is_screen = is_screen(stream)
     self._shows = shows
     self._reasons = False
+    if self.is_screen:
+      self._before, self._after, self._broken = _DIM, _PLAIN + "\n\n", _PLAIN
+      if not shows:
+        self._before += _HIDDEN + _PLAIN
+        self._after = self._broken = _ERASE
+    else:
+      tags = (_OPEN, _CLOSE) if shows else ("", "")
+      self._before, self._after, self._broken = *tags, ""
 
   def write(self, text: str) -> None:
     """Prints text as it is, or what a screen can take of it."""
@@ -65,23 +76,24 @@ class Printer:
 
   def part(self, part: thinking.Part) -> None:
     """Prints a piece of an answer."""
-    if part.reasoning and self._shows:
+    if part.reasoning:
       if not self._reasons:
-        self._stream.write(_DIM if self.is_screen else _OPEN)
+        self._stream.write(self._before)
         self._reasons = True
-      self.write(part.reasoning)
+      if self._shows:
+        self.write(part.reasoning)
     if part.answer:
       if self._reasons:
-        self._stream.write(_PLAIN + "\n\n" if self.is_screen else _CLOSE)
+        self._stream.write(self._after)
         self._reasons = False
       self.write(part.answer)
     self._stream.flush()
 
   def end(self) -> None:
     """Ends an answer."""
-    if self._reasons and self.is_screen:
-      self._stream.write(_PLAIN)
-    self._reasons = False
+    if self._reasons:
+      self._stream.write(self._broken)
+      self._reasons = False
     self._stream.write("\n")
     self._stream.flush()
 

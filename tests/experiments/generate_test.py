@@ -8,10 +8,13 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from dsx.convert import deepseek
 from dsx.data import vocab
+from dsx.inference import completion
 from dsx.inference import uncached
 from dsx.training import pretrained
 from tests.experiments import trained_run
+from tests.inference import pieces
 
 _BYTE = vocab.ByteVocabulary()
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,18 +44,18 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(lines.pop(), "")
     return [json.loads(line) for line in lines]
 
-  def slow_way(self, prompt, n_tokens, window=16):
+  def slow_way(self, prompt, n_tokens, folder=None):
     """Greedy tokens of the model without a cache."""
-    found = pretrained.find(self.workdir)
+    found = pretrained.find(folder or self.workdir)
     return uncached.generate(
       found.model,
       found.read(),
-      [_BYTE.special["bos"], *prompt.encode()],
+      completion.prompt_tokens(found.vocabulary, prompt),
       n_tokens=n_tokens,
-      window=window,
+      window=64,
       temperature=0.0,
-      stop=_BYTE.special["eos"],
-      vocab_size=_BYTE.size,
+      stop=found.vocabulary.special["eos"],
+      vocab_size=found.vocabulary.size,
     )
 
   def test_prompt_and_continuation(self):
@@ -105,6 +108,31 @@ class GenerateTest(parameterized.TestCase):
       self.assertLen(record["logprobs"], len(tokens))
       self.assertLess(max(record["logprobs"]), 0)
       self.assertEqual(record["finish_reason"], "length")
+
+  @parameterized.parameters("float32", "fp8")
+  def test_a_hugging_face_folder(self, stored):
+    folder = self.folder / "hf"
+    found = pretrained.find(self.workdir)
+    variables = found.read(mtp=True)
+    deepseek.save(folder, found.config, variables, dtype=stored)
+    pieces.tokenizer(folder, "def ")
+    done = self.call(
+      f"--checkpoint={folder}",
+      "--prompt=def f",
+      "--temperature=0",
+      "--max_new_tokens=12",
+      "--drafts=1",
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    tokens = self.slow_way("def f", 12, folder)
+    text = vocab.load(folder).decode(tokens)
+    self.assertEqual(done.stdout, f"def f{text}\n")
+    self.assertStartsWith(
+      done.stderr, f"Hugging Face folder {folder}; prompt of 3 tokens, "
+    )
+    if stored == "fp8":
+      kept = self.written(f"--checkpoint={folder}", "--prompt=a", "--dtype=fp8")
+      self.assertLen(kept, 1)
 
   def test_drafts_change_nothing_greedy(self):
     arguments = ("--checkpoint={}", "--prompt=de", "--temperature=0")

@@ -49,6 +49,20 @@ class AnswersFileTest(parameterized.TestCase):
     self.assertEqual(self.path.read_text(), "before\n")
     self.assertEqual(writer.partial.read_text(), '{"text": "a"}\n')
 
+  def test_an_error_before_the_first_line_leaves_nothing(self):
+    with self.assertRaises(ValueError):
+      with answers_file.Writer(self.path):
+        raise ValueError("no weights")
+    self.assertEmpty(self.names())
+
+  def test_a_link_stays_a_link(self):
+    target = self.folder / "target.jsonl"
+    self.path.symlink_to(target)
+    with answers_file.Writer(self.path) as writer:
+      writer.write({})
+    self.assertTrue(self.path.is_symlink())
+    self.assertEqual(target.read_text(), "{}\n")
+
   def test_no_folder(self):
     path = self.folder / "none" / "answers.jsonl"
     with self.assertRaises(ValueError) as caught:
@@ -59,9 +73,13 @@ class AnswersFileTest(parameterized.TestCase):
       "existing one, make it first",
     )
 
-  def test_a_folder_itself(self):
+  def test_what_is_no_file(self):
     with self.assertRaisesRegex(ValueError, "this is a folder; expected the"):
       answers_file.Writer(self.folder)
+    pipe = self.folder / "pipe"
+    os.mkfifo(pipe)
+    with self.assertRaisesRegex(ValueError, "this is no regular file; expect"):
+      answers_file.Writer(pipe)
 
   def test_a_folder_that_cannot_be_written_to(self):
     with mock.patch.object(os, "access", return_value=False):

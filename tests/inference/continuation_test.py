@@ -95,6 +95,14 @@ class ContinuationTest(parameterized.TestCase):
     self.assertEqual(done, {0: "first", 1: "2", 2: "third"})
     self.assertEqual([i.index for i in news if i.done], [1, 0, 2])
 
+  def test_very_many_do_not_all_wait_in_the_engine(self):
+    engine = _engine("abc")
+    news = continuation.run(engine, _BYTE, _requests(*[b"a"] * 1000))
+    with contextlib.closing(news):
+      next(news)
+      self.assertLess(len(engine.requests), 300)
+      self.assertEqual(sum(bool(item.done) for item in news), 1000)
+
   def test_who_stops_early_takes_the_rest_back(self):
     engine = _engine("abcdef")
     news = continuation.run(engine, _BYTE, _requests(b"a", b"b", b"c"))

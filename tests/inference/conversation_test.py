@@ -1,6 +1,9 @@
 """A chat goes on from what was said."""
 
 import io
+import os
+import signal
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -122,15 +125,14 @@ class ConversationTest(parameterized.TestCase):
       ["the context is full; /reset forgets what was said, /quit ends"],
     )
 
-  @parameterized.parameters(True, False)
-  def test_ctrl_c_breaks_off_an_answer_on_a_screen(self, screen):
-    def interrupted(news):
-      if self.seen and not self.seen[-1].done:
-        self.seen.append(news)
-        raise KeyboardInterrupt
+  @parameterized.parameters((True, 1), (True, 2), (False, 1))
+  def test_ctrl_c_breaks_off_an_answer_on_a_screen(self, screen, times):
+    def interrupting(news):
       self.seen.append(news)
+      if len(self.seen) == 2:
+        for _ in range(times):
+          signal.raise_signal(signal.SIGINT)
 
-    out = _Screen() if screen else io.StringIO()
     engine = self.engine(reasoning="", chunk=2)
     chat = conversation.Conversation(
       engine,
@@ -143,20 +145,24 @@ class ConversationTest(parameterized.TestCase):
       conversation.talk(
         chat,
         ["x" * 100, "go on"],
-        terminal.Printer(out),
+        terminal.Printer(_Screen() if screen else io.StringIO()),
         note=self.notes.append,
-        seen=interrupted,
+        seen=interrupting,
       )
 
-    if not screen:
-      self.assertRaises(KeyboardInterrupt, talk)
-      self.assertEqual(engine.cancelled, [0])
-      return
-    talk()
+    before = signal.getsignal(signal.SIGINT)
+    with mock.patch.dict(os.environ, {"TERM": "xterm"}):
+      if screen and times == 1:
+        talk()
+        self.assertEqual(self.notes[0], "broken off")
+        # As far as it came, it was said.
+        self.assertIn(
+          "<｜Assistant｜>1<｜end▁of▁sentence｜>", self.prompts()[1]
+        )
+      else:
+        self.assertRaises(KeyboardInterrupt, talk)
     self.assertEqual(engine.cancelled[0], 0)
-    self.assertEqual(self.notes[0], "broken off")
-    # As far as it came, it was said.
-    self.assertIn("<｜Assistant｜>1<｜end▁of▁sentence｜>", self.prompts()[1])
+    self.assertEqual(signal.getsignal(signal.SIGINT), before)
 
 
 if __name__ == "__main__":

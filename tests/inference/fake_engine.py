@@ -53,7 +53,9 @@ class FakeEngine:
   @property
   def stats(self) -> engine.Stats:
     counts = dict.fromkeys(engine.Stats._fields, 0)
-    return engine.Stats(**counts | {"drafted": 8, "accepted": 6})
+    waiting = max(len(self._left) - self._slots, 0)
+    known = {"waiting": waiting, "drafted": 8, "accepted": 6}
+    return engine.Stats(**counts | known)
 
   def step(self) -> list[request_lib.Update]:
     # The later of two requests is told of first: nobody may rely on an order.

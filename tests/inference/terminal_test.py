@@ -43,8 +43,13 @@ class PrinterTest(parameterized.TestCase):
       self.assertEqual(_printed(_Screen(), _PARTS), found)
 
   def test_reasoning_is_hidden(self):
-    for out in (io.StringIO(), _Screen()):
-      self.assertEqual(_printed(out, _PARTS, shows=False), "so.\n")
+    self.assertEqual(_printed(io.StringIO(), _PARTS, shows=False), "so.\n")
+    self.assertEqual(_printed(io.StringIO(), _PARTS[:2], shows=False), "\n")
+    waiting = "\x1b[2mthinking ...\x1b[0m\r\x1b[K"
+    found = _printed(_Screen(), _PARTS, shows=False)
+    self.assertEqual(found, f"{waiting}so.\n")
+    found = _printed(_Screen(), _PARTS[:2], shows=False)
+    self.assertEqual(found, f"{waiting}\n")
 
   def test_an_answer_that_ends_in_its_reasoning(self):
     self.assertEqual(_printed(_Screen(), _PARTS[:2]), "\x1b[2mwhy?\x1b[0m\n")
