@@ -91,8 +91,8 @@ def main(argv):
   if cli.DRY_RUN.value:
     print(f"{plan}; {serving}")
     return
-  print(plan, file=sys.stderr)
   taken = server.bind(serving)
+  print(plan, file=sys.stderr)
   server.run(
     serving,
     taken,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from dsx.inference import engine as engine_lib
-from dsx.inference import generation
 from dsx.serving import settings
 from dsx.training import pretrained
 
@@ -16,8 +15,17 @@ def decoding(
   Raises:
     ValueError: the vocabulary, the drafts or the context do not fit the model.
   """
-  generation.check_vocabulary(found.vocabulary, found.config)
-  generation.check_drafts(serving.drafts, found.config)
+  vocabulary, modules = found.vocabulary, found.config.num_nextn_predict_layers
+  if vocabulary.size > found.config.vocab_size:
+    raise ValueError(
+      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
+      f"{found.config.vocab_size}: expected the vocabulary it was trained with"
+    )
+  if serving.drafts > modules:
+    raise ValueError(
+      f"drafts={serving.drafts}: expected at most {modules}, one for each MTP "
+      "module of this checkpoint; lower it"
+    )
   longest = found.config.max_position_embeddings
   context = serving.context or min(found.window, longest)
   if not 2 <= context <= longest:
