@@ -106,7 +106,8 @@ def quantise(
   )
   largest = numpy.abs(blocks).max(axis=(-3, -1), keepdims=True)
   scales = _scales(largest, scale_format)
-  values = numpy.clip(blocks / scales, -LARGEST, LARGEST)
+  values = _divide(blocks, scales)
+  values = numpy.clip(values, -LARGEST, LARGEST)
   values = values.astype(jnp.float8_e4m3fn)
   values = values.reshape(*leading, n_rows * BLOCK, n_columns * BLOCK)
   return BlockScaled(values[..., :rows, :columns], scales[..., :, 0, :, 0])
@@ -115,17 +116,24 @@ def quantise(
 def _scales(largest, scale_format: str):
   """The scales of blocks with these largest magnitudes."""
   numpy = _numpy_of(largest)
-  # A constant divisor would be made a factor by XLA, and rounded otherwise.
-  divisor = numpy.full_like(largest, LARGEST)
-  if numpy is jnp:
-    divisor = jax.lax.optimization_barrier(divisor)
-  scales = numpy.maximum(largest / divisor, np.float32(_SMALLEST_SCALE))
+  scales = _divide(largest, np.float32(LARGEST))
+  scales = numpy.maximum(scales, np.float32(_SMALLEST_SCALE))
   if scale_format == "ue8m0":
     # Any fraction carries into the exponent; then it is cut off.
     bits = scales.view(np.int32) + np.int32(0x7FFFFF)
     scales = (bits & np.int32(0x7F800000)).view(np.float32)
   is_zero = largest < np.float32(_SMALLEST_NORMAL)
   return numpy.where(is_zero, np.float32(1), scales)
+
+
+def _divide(x, divisor):
+  """x / divisor, rounded once."""
+  if isinstance(x, np.ndarray):
+    return x / divisor
+  # XLA multiplies by the reciprocal of what it sees is broadcast, which rounds
+  # twice; so it must not see that.
+  divisor = jnp.broadcast_to(divisor, x.shape)
+  return x / jax.lax.optimization_barrier(divisor)
 
 
 def _numpy_of(x):
