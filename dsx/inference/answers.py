@@ -79,7 +79,9 @@ def _talk(plan, engine, vocabulary, printer, tally) -> None:
   # What is no UTF-8 is refused where it is put to the model, in one line.
   sys.stdin.reconfigure(errors="surrogateescape")
   lines = terminal.lines(sys.stdin)
-  conversation.talk(chat, lines, printer, note=_note, seen=tally.add)
+  conversation.talk(
+    chat, lines, printer, note=_note, begin=tally.begin, seen=tally.add
+  )
 
 
 def _answer(plan, news, printer, writer, tally) -> None:

@@ -101,6 +101,7 @@ def talk(
   printer: terminal.Printer,
   *,
   note: Callable[[str], None],
+  begin: Callable[[], None],
   seen: Callable[[continuation.News], None],
 ) -> None:
   """Answers line by line, until there are no more or one says /quit.
@@ -113,6 +114,7 @@ def talk(
     printer: of the answers.
     note: prints a line that is no part of an answer, such as why something
       cannot be said.
+    begin: called before an answer.
     seen: gets what came, after it was printed.
   """
   for line in map(str.strip, lines):
@@ -127,6 +129,7 @@ def talk(
       except ValueError as error:
         note(str(error))
         continue
+      begin()
       _print(news, printer, note, seen)
 
 

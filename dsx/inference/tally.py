@@ -23,16 +23,21 @@ class Tally:
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Starts the clock.
+    """Begins.
 
     Args:
       clock: seconds; replaced in tests.
     """
     self._clock = clock
-    self._start = clock()
+    self._seconds = 0.0
     self._first: float | None = None
     self._ends: collections.Counter[str] = collections.Counter()
     self.tokens = 0
+    self.begin()
+
+  def begin(self) -> None:
+    """Begins anew, with what is counted so far: time is of answers alone."""
+    self._since = self._clock()
 
   @property
   def texts(self) -> int:
@@ -41,8 +46,11 @@ class Tally:
 
   def add(self, news: continuation.News) -> None:
     """Counts what came."""
+    now = self._clock()
+    self._seconds += now - self._since
+    self._since = now
     if news.drawn and self._first is None:
-      self._first = self._clock() - self._start
+      self._first = self._seconds
     self.tokens += news.drawn
     if news.done:
       self._ends[news.done.end] += 1
@@ -54,17 +62,16 @@ class Tally:
       drafted: tokens that MTP modules proposed.
       accepted: how many of them the model agreed with.
     """
-    seconds = self._clock() - self._start
-    rate = self.tokens / seconds if seconds else 0.0
     words = f"{self.tokens:,} token" + "s" * (self.tokens != 1)
     if self.texts == 1:
       words += f", {_WHY[next(iter(self._ends))]}"
     elif self.texts:
       ends = [f"{n:,}: {_WHY[end]}" for end, n in self._ends.most_common()]
       words += f" in {self.texts:,} texts ({'; '.join(ends)})"
-    words += f", {seconds:.1f} s"
     if self._first is not None:
-      words += f" ({self._first:.1f} s to the first), {rate:,.1f} tokens/s"
+      rate = self.tokens / self._seconds if self._seconds else 0.0
+      words += f", {self._seconds:.1f} s ({self._first:.1f} s to the first)"
+      words += f", {rate:,.1f} tokens/s"
     if drafted:
       share = accepted / drafted
       words += f", {accepted:,} of {drafted:,} drafts accepted ({share:.0%})"

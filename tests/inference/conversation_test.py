@@ -30,6 +30,7 @@ class ConversationTest(parameterized.TestCase):
     super().setUp()
     self.notes = []
     self.seen = []
+    self.begun = []
 
   def engine(self, reasoning="hm", **more):
     """Answers with the length of the prompt."""
@@ -58,6 +59,7 @@ class ConversationTest(parameterized.TestCase):
       lines,
       terminal.Printer(out, shows=shows),
       note=self.notes.append,
+      begin=lambda: self.begun.append(len(self.seen)),
       seen=self.seen.append,
     )
     return out.getvalue()
@@ -81,7 +83,8 @@ class ConversationTest(parameterized.TestCase):
         "<｜end▁of▁sentence｜><｜User｜>And?<｜Assistant｜><think>\n",
       ],
     )
-    self.assertEqual(sum(bool(news.done) for news in self.seen), 2)
+    ends = [i for i, news in enumerate(self.seen, 1) if news.done]
+    self.assertEqual(self.begun + ends[1:], [0, *ends])
 
   def test_reasoning_hidden(self):
     self.assertEqual(self.talk(self.engine(), "Hi", shows=False), "7\n")
@@ -147,6 +150,7 @@ class ConversationTest(parameterized.TestCase):
         ["x" * 100, "go on"],
         terminal.Printer(_Screen() if screen else io.StringIO()),
         note=self.notes.append,
+        begin=lambda: None,
         seen=interrupting,
       )
 

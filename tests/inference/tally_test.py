@@ -44,8 +44,19 @@ class TallyTest(parameterized.TestCase):
       "drafts accepted (65%)",
     )
 
+  def test_time_between_answers_does_not_count(self):
+    self.now = 0.0
+    made = tally.Tally(clock=lambda: self.now)
+    for self.now in (100.0, 200.0):
+      made.begin()
+      self.now += 2
+      made.add(continuation.News(0, thinking.Part("", ""), 10, None))
+    self.assertEqual(
+      made.line(), "20 tokens, 4.0 s (2.0 s to the first), 5.0 tokens/s"
+    )
+
   def test_nothing(self):
-    self.assertEqual(self.line(), "0 tokens, 0.0 s")
+    self.assertEqual(self.line(), "0 tokens")
     self.assertEqual(
       self.line((2.0, 1, None)),
       "1 token, 2.0 s (2.0 s to the first), 0.5 tokens/s",
