@@ -73,7 +73,6 @@ class _Answer:
   index: int
   most: int
   text: "text_stream.TextStream | thinking.Reply"
-  said: thinking.Part = thinking.Part("", "")
   tokens: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
 
@@ -91,7 +90,6 @@ class _Answer:
       end = update.finish and self._end(update.finish)
     if end:
       part += _part(self.text.finish())
-    self.said += part
     done = self._whole(end) if end else None
     return News(self.index, part, len(self.tokens) - before, done)
 
@@ -101,9 +99,13 @@ class _Answer:
     return "max_new_tokens" if len(self.tokens) >= self.most else "context"
 
   def _whole(self, end: End) -> Continuation:
+    if isinstance(self.text, thinking.Reply):
+      whole = thinking.Part(self.text.reasoning, self.text.answer)
+    else:
+      whole = thinking.Part("", self.text.text)
     return Continuation(
-      reasoning=self.said.reasoning,
-      text=self.said.answer,
+      reasoning=whole.reasoning,
+      text=whole.answer,
       tokens=self.tokens,
       logprobs=self.logprobs,
       end=end,

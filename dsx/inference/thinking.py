@@ -83,17 +83,17 @@ class Reply:
     self._stream = text_stream.TextStream(vocabulary, stop)
     self._place = _OPENED if opened else _BEGIN
     self._held = ""
-    self._said = _NOTHING
+    self._said: list[Part] = []
 
   @property
   def reasoning(self) -> str:
     """Reasoning handed on so far."""
-    return self._said.reasoning
+    return "".join(part.reasoning for part in self._said)
 
   @property
   def answer(self) -> str:
     """Answer handed on so far."""
-    return self._said.answer
+    return "".join(part.answer for part in self._said)
 
   @property
   def thinking(self) -> bool:
@@ -125,7 +125,8 @@ class Reply:
     return self._keep(self._split(self._stream.finish(), last=True))
 
   def _keep(self, certain: Part) -> Part:
-    self._said += certain
+    if any(certain):
+      self._said.append(certain)
     return certain
 
   def _met(self, tag: str) -> Part:
