@@ -50,7 +50,7 @@ TOKENIZER = "tokenizer.json"
 _STEP = 0
 _STAGING, _DATABASE, _JOURNAL = "importing", "database", "journal.jsonl"
 # Parts that are on their way to the disk at once.
-_GROUP = 4
+_GROUP = 2
 _TIMEOUT_SECONDS = 1200
 
 
