@@ -13,7 +13,8 @@ out, the youngest sequence gives its own back and is read again later; its
 draws are keyed by position, so that nothing of what it says changes. Equal
 prompts, as of several samples, are read once and share their pages.
 
-Shapes are rounded up to powers of two, so that few programs are compiled.
+Shapes are rounded up, lengths to powers of two and numbers of prompts to powers
+of four, so that few programs are compiled.
 
 One thread calls it. Legend (parallel/axes.py): B batch (the slots).
 """
@@ -42,6 +43,9 @@ from dsx.parallel import sharding as sharding_lib
 
 # Tokens of prompts that are read at once, so that activations stay small.
 _PREFILL_TOKENS = 8192
+# Shorter contexts and prompts are not worth programs of their own.
+_LEAST_CONTEXT = 128
+_LEAST_PROMPT = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -399,22 +403,24 @@ class Engine:
     by_shape = collections.defaultdict(list)
     for sequence in sequences:
       scored = sequence.request.score_prompt and not sequence.scored
-      if sequence.cached:
-        n = _power_of_two(self._pages_for(sequence.cached))
+      if sequence.cached or scored:
+        n = self._columns_of(sequence, _LEAST_PROMPT)
         by_shape[n, scored].append(sequence)
-      elif scored:
-        by_shape[1, True].append(sequence)
     for (n, _), alike in by_shape.items():
       most = max(_PREFILL_TOKENS // (n * self._decoding.page_size), 1)
       for start in range(0, len(alike), most):
         yield alike[start : start + most]
 
+  def _columns_of(self, sequence: _Sequence, least: int) -> int:
+    """Pages of what is cached of it, rounded up."""
+    tokens = max(sequence.cached, least)
+    return min(_power_of_two(self._pages_for(tokens)), self._columns)
+
   def _prefill(self, group: list[_Sequence]) -> list[request_lib.Update]:
     """Reads the prompts of one group."""
     size = self._decoding.page_size
-    longest = max(self._pages_for(s.cached) for s in group)
-    columns = _power_of_two(max(longest, 1))
-    rows = self._divisible(_power_of_two(len(group)))
+    columns = max(self._columns_of(s, _LEAST_PROMPT) for s in group)
+    rows = self._divisible(4 ** math.ceil(math.log(len(group), 4)))
     numbers = np.full((rows, columns), self._pages.total, np.int32)
     tokens, following = np.zeros((2, rows, columns * size), np.int32)
     length = np.zeros(rows, np.int32)
@@ -472,7 +478,7 @@ class Engine:
   def _decode(self) -> list[request_lib.Update]:
     """Decodes a chunk of everything that is in a slot."""
     running = [s for s in self._slots if s]
-    longest = max(self._pages_for(s.cached) for s in running)
+    context = max(self._columns_of(s, _LEAST_CONTEXT) for s in running)
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
       self._variables,
@@ -485,7 +491,7 @@ class Engine:
         [s.request.sampling if s else sampling.Sampling() for s in self._slots]
       ),
       self._stop(),
-      context_pages=min(_power_of_two(max(longest, 1)), self._columns),
+      context_pages=context,
       steps=self._decoding.steps,
       n_top=_n_top(running),
       vocab_size=self._vocab_size,

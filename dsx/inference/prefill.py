@@ -103,7 +103,7 @@ def prefill(
   found = lax.map(some, parts)
 
   def whole(x):
-    x = x.reshape(-1, *x.shape[2:])[: tokens.size]
+    x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[: tokens.size]
     return x.reshape(*tokens.shape, *x.shape[1:])
 
   return pages, jax.tree.map(whole, found)
