@@ -15,6 +15,7 @@ transformers do not say `sigmoid`), and two conventions of DeepSeek's code:
 import dataclasses
 import math
 import pathlib
+import sys
 from typing import Any
 
 from absl import logging
@@ -31,6 +32,7 @@ _INTEGERS = (
   "num_experts_per_tok max_position_embeddings"
 ).split()
 _FLOATS = ("routed_scaling_factor", "rms_norm_eps", "initializer_range")
+_LARGEST = 2**31 - 1  # of any size; JAX has no integers beyond
 # Null (or absence, but for q_lora_rank) means the value given here.
 _OPTIONAL_INTEGERS = {
   "n_shared_experts": 0,
@@ -75,13 +77,15 @@ class _Fields:
     value = self.raw.get(field)
     if not isinstance(value, int) or isinstance(value, bool):
       self.fail(field, "an integer", "give the checkpoint's own config.json")
+    if abs(value) > _LARGEST:
+      self.fail(field, f"at most {_LARGEST}", "fix it")
     return value
 
   def number(self, field: str) -> float:
     value = self.raw.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float):
       self.fail(field, "a number", "give the checkpoint's own config.json")
-    if not math.isfinite(value):
+    if abs(value) > sys.float_info.max or not math.isfinite(value):
       self.fail(
         field, "a finite number", "give the checkpoint's own config.json"
       )

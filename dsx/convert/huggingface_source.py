@@ -94,12 +94,25 @@ def find(path, *, mtp: bool = True) -> HuggingFaceSource:
   config = huggingface_config.read(folder)
   stored = folder_lib.tensors(folder)
   config, stored = _settle_mtp(folder, config, stored, mtp)
+  _check_sizes(folder, config)
   entries = {
     name: tensor_source.Entry(tensor.dtype, tensor.shape, str(tensor.path))
     for name, tensor in stored.items()
   }
   inventory.check(str(folder), config, fields, entries)
   return HuggingFaceSource(folder, config, fields, stored, entries)
+
+
+def _check_sizes(folder: pathlib.Path, config) -> None:
+  """Refuses a config whose arrays nothing could hold."""
+  try:
+    name_map.leaves(config)
+  except (OverflowError, TypeError, ValueError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f"{folder / folder_lib.CONFIG}: its sizes make no model ({reason}); "
+      "give the checkpoint's own config.json"
+    ) from error
 
 
 def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):
