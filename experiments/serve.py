@@ -93,13 +93,17 @@ def main(argv):
     return
   taken = server.bind(serving)
   print(plan, file=sys.stderr)
-  server.run(
+  ended = server.run(
     serving,
     taken,
     served_model.builder(found, decoding),
     found.vocabulary,
     api_key=API_KEY.value or os.environ.get("DSX_API_KEY") or None,
   )
+  if not ended:
+    # A thread that is compiling would abort an interpreter that ends.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _serving():

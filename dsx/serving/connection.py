@@ -16,6 +16,7 @@ from dsx.serving import refusal
 
 _T = TypeVar("_T")
 _FAREWELL_SECONDS = 5.0
+_READ_TO_SAY_NO = 16  # times what is allowed is read before a body is refused
 
 
 class Gone(Exception):
@@ -71,17 +72,23 @@ async def body(
   too_large = refusal.Refusal(
     f"body: expected at most {most} bytes; send less at once", status=413
   )
+  patience = _READ_TO_SAY_NO * most
   length = request.headers.get("content-length", "0")
   if length.isdecimal() and int(length[:20]) > most:
-    raise too_large
+    # Who is still sending would see the connection break and not the answer.
+    if "expect" in request.headers or int(length[:20]) > patience:
+      raise too_large
   parts, size = [], 0
   try:
     async with asyncio.timeout(seconds):
       async for part in request.stream():
         size += len(part)
-        if size > most:
+        if size > patience:
           raise too_large
-        parts.append(part)
+        if size > most:
+          parts.clear()
+        else:
+          parts.append(part)
   except TimeoutError:
     raise refusal.Refusal(
       f"body: not complete after {seconds:g} s; expected all of it by then",
@@ -89,6 +96,8 @@ async def body(
     ) from None
   except requests.ClientDisconnect:
     raise Gone from None
+  if size > most:
+    raise too_large
   return b"".join(parts)
 
 

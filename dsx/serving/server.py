@@ -18,6 +18,7 @@ from dsx.serving import settings
 from dsx.serving import worker as worker_lib
 
 _MOST_HEADER_BYTES = 64 * 2**10
+_LAST_STEP_SECONDS = 5.0
 
 
 def bind(serving: settings.Serving) -> socket.socket:
@@ -59,7 +60,7 @@ def run(
   vocabulary: vocab_lib.Vocabulary,
   *,
   api_key: str | None = None,
-) -> None:
+) -> bool:
   """Serves until SIGTERM or Ctrl-C.
 
   Then nobody new is let in, answers in flight have `grace_seconds`, and it
@@ -71,6 +72,10 @@ def run(
     build: makes an `inference.engine.Engine`.
     vocabulary: of the model.
     api_key: that clients have to send, or None.
+
+  Returns:
+    Whether the engine's thread has ended. If a long step keeps it, the
+    interpreter cannot end in an orderly way; `os._exit` can.
 
   Raises:
     ValueError: somebody else listens on the port by now, or the engine cannot
@@ -85,18 +90,23 @@ def run(
         taken.listen()
       except OSError as error:
         raise _unusable(serving, error) from None
-      _announce(serving, taken)
+      _announce(serving, taken, has_key=bool(api_key))
       _Server(_configuration(serving, service, api_key), service).run([taken])
     finally:
-      worker.stop(serving.grace_seconds)
+      ended = worker.stop(_LAST_STEP_SECONDS)
   logging.info("stopped")
+  return ended
 
 
-def _announce(serving: settings.Serving, taken: socket.socket) -> None:
+def _announce(
+  serving: settings.Serving, taken: socket.socket, *, has_key: bool
+) -> None:
   host, port = taken.getsockname()[:2]
   if not serving.is_loopback:
     logging.warning(
-      "%s can be reached from other machines; there is no encryption", host
+      "%s can be reached from other machines: %s, and nothing is encrypted",
+      host,
+      "they need the key" if has_key else "anybody may ask",
     )
   place = f"[{host}]" if ":" in host else host
   print(

@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import urllib.error
 import urllib.parse
 
 from absl.testing import absltest
@@ -294,6 +295,22 @@ class LmEvalTest(ServeTestCase):
     self.assertAlmostEqual(logprob, expected[0], delta=_TOLERANCE * 20)
     self.assertTrue(greedy and expected[1])
 
+  def test_chats(self):
+    from lm_eval.models import api_models
+    from lm_eval.models import openai_completions
+
+    lm = openai_completions.LocalChatCompletion(
+      base_url=f"{self.server.address}/v1/chat/completions", model="toy"
+    )
+    messages = [{"role": "user", "content": "hi"}]
+    how = {"until": [], "max_gen_toks": 20, "temperature": 0}
+    asked = api_models.JsonChatStr(json.dumps(messages))
+    (said,) = lm.generate_until(self.instances("generate_until", (asked, how)))
+    (choice,) = self.server.post(
+      "/v1/chat/completions", messages=messages, max_tokens=20, temperature=0
+    )["choices"]
+    self.assertEqual(said, choice["message"]["content"])
+
   def test_loglikelihood_rolling(self):
     text = "def spam(eggs):\n  return eggs\n"
     (scored,) = self.lm.loglikelihood_rolling(
@@ -444,6 +461,12 @@ class HostileTest(ServeTestCase):
     self.assertNotEmpty(error["message"])
     self.assertLess(len(error["message"]), 300)
 
+  def test_a_body_too_large_is_told_so(self):
+    with self.connect(self.request(b" " * 5_000_000)) as connection:
+      answer = connection.makefile("rb").read()
+    self.assertStartsWith(answer, b"HTTP/1.1 413 ")
+    self.assertIn(b"at most 4194304 bytes", answer)
+
   @parameterized.parameters(
     b"GET /health\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -495,6 +518,25 @@ class ProcessTest(ServeTestCase):
     self.assertEqual(finishes[-1], "length")
     code, output, errors = server.stop()
     self.assertEqual((code, output), (0, ""), errors)
+    self.assertNotIn("Traceback", errors)
+
+  def test_an_answer_that_takes_too_long_to_wait_for(self):
+    server = server_process.Server(
+      _state["workdir"], "--gin.Serving.grace_seconds=1.0"
+    )
+    self.addCleanup(server.stop)
+    body = {"prompt": "a", "max_tokens": 120, "n": 100, "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      answer = pool.submit(server.post, "/v1/completions", **body)
+      while not server.metrics()["dsx_running"]:
+        pass  # it is compiling by now
+      code, _, errors = server.stop(signal.SIGINT)
+      try:
+        self.assertLen(answer.result()["choices"], 100)  # it was quick
+      except urllib.error.HTTPError as error:
+        self.assertEqual(error.code, 503)
+        self.assertIn(b"the server is stopping", error.read())
+    self.assertEqual(code, 0, errors)
     self.assertNotIn("Traceback", errors)
 
   def test_dry_run(self):
