@@ -15,12 +15,11 @@ class AdmissionTest(absltest.TestCase):
 
   def test_calls(self):
     room = admission.Admission(max_calls=2, max_answers=100)
-    first = room.enter(1)
-    room.enter(1)
+    first, _second = room.enter(1), room.enter(1)
     self.assertEqual(self.refused(room, 1, 429).headers, {"Retry-After": "1"})
     first.close()
     first.close()  # once is enough
-    room.enter(1)
+    _third = room.enter(1)
     self.refused(room, 1, 429)
 
   def test_answers(self):
@@ -28,9 +27,10 @@ class AdmissionTest(absltest.TestCase):
     self.assertIn("5 answers", str(self.refused(room, 5, 400)))
     first = room.enter(3)
     self.refused(room, 2, 429)
-    room.enter(1)
+    _second = room.enter(1)
     first.close()
-    room.enter(3)
+    _third = room.enter(3)
+    self.refused(room, 1, 429)
 
   def test_the_end(self):
     room = admission.Admission(max_calls=2, max_answers=4)
