@@ -13,6 +13,8 @@ from dsx.models import config as config_lib
 
 # Of a chat for which no window is asked: a longer cache has its price.
 CHAT_WINDOW = 16_384
+# Of a chunk, where somebody watches the tokens come.
+_STREAMED_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def make(
     decoding = _no_larger_than_needed(how, lengths, window, shards)
   else:
     template.conversation(vocabulary, [("user", "?")])  # can it chat?
-    decoding = dataclasses.replace(how.decoding, slots=shards, context=window)
+    decoding = _streaming(how.decoding, shards, window)
     how = _as_long_as_it_takes(how, window)
   return Plan(
     how=dataclasses.replace(how, decoding=decoding),
@@ -154,11 +156,23 @@ def _no_larger_than_needed(
   shards: int,
 ) -> engine_lib.Decoding:
   """Slots and a cache for the prompts at hand."""
-  slots = min(how.decoding.slots, how.samples * len(lengths))
+  context = min(window, max(lengths) + how.sampling.max_new_tokens)
+  texts = how.samples * len(lengths)
+  if texts == 1:
+    return _streaming(how.decoding, shards, context)
+  slots = min(how.decoding.slots, texts)
   return dataclasses.replace(
-    how.decoding,
-    slots=-(-slots // shards) * shards,
-    context=min(window, max(lengths) + how.sampling.max_new_tokens),
+    how.decoding, slots=-(-slots // shards) * shards, context=context
+  )
+
+
+def _streaming(
+  decoding: engine_lib.Decoding, shards: int, context: int
+) -> engine_lib.Decoding:
+  """For one text, whose tokens come a few at a time."""
+  steps = min(decoding.steps, _STREAMED_STEPS)
+  return dataclasses.replace(
+    decoding, slots=shards, steps=steps, context=context
   )
 
 

@@ -57,6 +57,13 @@ class PlanTest(parameterized.TestCase):
     decoding = _plan("a", "bc", how=how, shards=shards).how.decoding
     self.assertEqual((decoding.slots, decoding.context), (slots, context))
 
+  def test_one_text_comes_in_small_pieces(self):
+    self.assertEqual(_plan("a").how.decoding.steps, 4)
+    self.assertEqual(_plan("a", how={"steps": 2}).how.decoding.steps, 2)
+    self.assertEqual(_plan(asked=_CHAT).how.decoding.steps, 4)
+    self.assertEqual(_plan("a", "b").how.decoding.steps, 16)
+    self.assertEqual(_plan("a", how={"samples": 2}).how.decoding.steps, 16)
+
   def test_a_chat(self):
     made = _plan(asked=_CHAT, how={"context": 50})
     self.assertEqual(made.how.decoding.slots, 1)
