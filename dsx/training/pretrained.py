@@ -73,7 +73,7 @@ class Pretrained:
       layout: `stacked` for training, `layers` for inference.
       mtp: whether to read the MTP modules, too, if there are any.
       mesh: devices to place them on; by default one device.
-      sharding: where on the mesh; by default on every device whole.
+      sharding: where on the mesh; by default `Sharding()`'s rules.
       progress: called with bytes read, bytes in all and a tensor's name, where
         a folder is read tensor by tensor.
 
@@ -85,8 +85,6 @@ class Pretrained:
     """
     if layout not in ("stacked", "layers"):
       raise ValueError(f"layout={layout!r}: expected 'stacked' or 'layers'")
-    if mesh is not None and sharding is None:
-      sharding = sharding_lib.Sharding(strategy="replicated")
     return self._read(
       layout=layout, mtp=mtp, mesh=mesh, sharding=sharding, progress=progress
     )

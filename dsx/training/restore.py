@@ -127,7 +127,7 @@ def load(
       one.
     mtp: without `run`: whether to load the MTP modules, too.
     mesh: without `run`: where to; by default one device.
-    sharding: without `run`: how; by default every device has everything.
+    sharding: without `run`: how; by default `Sharding()`'s rules.
 
   Returns:
     The model; of a checkpoint that was made from FP8 files, matrices are
@@ -147,8 +147,7 @@ def load(
       model = deepseek.DeepSeek(config, dtypes_of(identity))
       if mesh is None:
         mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
-      if sharding is None:
-        sharding = sharding_lib.Sharding(strategy="replicated")
+      sharding = sharding or sharding_lib.Sharding()
     else:
       model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
       mesh, sharding = mesh_lib.make(run.mesh), run.sharding
