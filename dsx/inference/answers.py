@@ -61,8 +61,12 @@ def generate(
       _answer(plan, news, printer, writer, tally)
   finally:
     stats = engine.stats
-    drafts = {"drafted": stats.drafted, "accepted": stats.accepted}
-    _note(tally.line(**drafts))
+    line = tally.line(
+      asked=len(plan.prompts) * plan.how.samples,
+      drafted=stats.drafted,
+      accepted=stats.accepted,
+    )
+    _note(line)
 
 
 def _note(words: str) -> None:

@@ -75,7 +75,7 @@ class Writer:
     if error is None:
       os.replace(self.partial, self._file)
     elif self._lines:
-      logging.info("%s has the first %d lines", self.partial, self._lines)
+      logging.info("%s has the answers so far: %d", self.partial, self._lines)
     else:
       self.partial.unlink()
 

@@ -55,19 +55,21 @@ class Tally:
     if news.done:
       self._ends[news.done.end] += 1
 
-  def line(self, *, drafted: int = 0, accepted: int = 0) -> str:
+  def line(self, *, asked: int = 0, drafted: int = 0, accepted: int = 0) -> str:
     """Says it all.
 
     Args:
+      asked: texts that were asked for, if that is known.
       drafted: tokens that MTP modules proposed.
       accepted: how many of them the model agreed with.
     """
     words = f"{self.tokens:,} token" + "s" * (self.tokens != 1)
-    if self.texts == 1:
+    if self.texts == 1 and asked <= 1:
       words += f", {_WHY[next(iter(self._ends))]}"
     elif self.texts:
       ends = [f"{n:,}: {_WHY[end]}" for end, n in self._ends.most_common()]
-      words += f" in {self.texts:,} texts ({'; '.join(ends)})"
+      of = f" of {asked:,}" if asked > self.texts else ""
+      words += f" in {self.texts:,}{of} texts ({'; '.join(ends)})"
     if self._first is not None:
       rate = self.tokens / self._seconds if self._seconds else 0.0
       words += f", {self._seconds:.1f} s ({self._first:.1f} s to the first)"

@@ -9,7 +9,7 @@ from dsx.inference import thinking
 
 
 class TallyTest(parameterized.TestCase):
-  def line(self, *came, drafts=(0, 0)):
+  def line(self, *came, drafts=(0, 0), asked=0):
     self.now = 0.0
     made = tally.Tally(clock=lambda: self.now)
     for self.now, drawn, end in came:
@@ -17,7 +17,7 @@ class TallyTest(parameterized.TestCase):
         reasoning="", text="", tokens=[], logprobs=[], end=end
       )
       made.add(continuation.News(0, thinking.Part("", ""), drawn, done))
-    return made.line(drafted=drafts[0], accepted=drafts[1])
+    return made.line(asked=asked, drafted=drafts[0], accepted=drafts[1])
 
   @parameterized.parameters(
     ("model", "the model ended the text"),
@@ -53,6 +53,12 @@ class TallyTest(parameterized.TestCase):
       made.add(continuation.News(0, thinking.Part("", ""), 10, None))
     self.assertEqual(
       made.line(), "20 tokens, 4.0 s (2.0 s to the first), 5.0 tokens/s"
+    )
+
+  def test_cut_off(self):
+    self.assertStartsWith(
+      self.line((1.0, 10, "model"), (2.0, 5, None), asked=64),
+      "15 tokens in 1 of 64 texts (1: the model ended the text), 2.0 s",
     )
 
   def test_nothing(self):
