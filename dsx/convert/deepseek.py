@@ -122,10 +122,14 @@ class _Reader:
     place = self.source.entries[name].place
     dtype = "float32" if self.is_fp8(name) else dtype
     data_check.check_finite(place, name, array, jnp.dtype(dtype))
-    self._done += array.nbytes
+    self.skip(name)
+    return array
+
+  def skip(self, name: str) -> None:
+    """Counts a tensor, read or left to other processes."""
+    self._done += self._size(name)
     if self._progress is not None:
       self._progress(self._done, self._total, name)
-    return array
 
   def scales(self, name: str, dtype) -> np.ndarray:
     """The scales of an FP8 matrix, whose product `dtype` can hold."""
@@ -149,6 +153,9 @@ def _filled(leaf: name_map.Leaf, dtype: str, place, reader: _Reader):
   dtype = "float32" if leaf.is_bias else dtype
   target = placement.Target(leaf.shape, dtype, **how)
   for index, name in leaf.pieces():
+    if not target.wants(index):
+      reader.skip(name)
+      continue
     is_fp8 = reader.is_fp8(name)
     scales = reader.scales(name, dtype) if is_fp8 else None
     target.put(index, placement.Piece(reader.read(name, dtype), scales))
@@ -174,6 +181,9 @@ def _filled_fp8(leaf: name_map.Leaf, how, reader: _Reader):
   shape = block_scaled.scales_shape(leaf.shape)
   scales = placement.Target(shape, jnp.float32, **how)
   for index, name in leaf.pieces():
+    if not values.wants(index):
+      reader.skip(name)
+      continue
     scales.put(index, placement.Piece(reader.scales(name, "float32")))
     values.put(index, placement.Piece(reader.read(name, "float32")))
   return block_scaled.BlockScaled(values.array(), scales.array())

@@ -3,8 +3,8 @@
 A parameter is allocated where it will live, and each tensor goes to its place
 in it: only the part that a device holds is sent to that device, which
 transposes, dequantises and rounds it. No copy of the parameter is ever on the
-host, and with several processes each reads the same files and keeps its own
-slices.
+host, and of several processes each reads the tensors that its devices hold a
+part of.
 """
 
 from collections.abc import Iterator
@@ -112,6 +112,11 @@ class Target:
         jnp.zeros(_extent(place.part), self._dtype, device=place.device)
         for place in self._places
       ]
+
+  def wants(self, index: tuple[int, ...]) -> bool:
+    """Whether a device of this process holds any of the piece at `index`."""
+    parts = (place.part[: self._stacked] for place in self._places)
+    return any(_within(index, part) is not None for part in parts)
 
   def put(self, index: tuple[int, ...], piece: Piece) -> None:
     """Fills the piece at `index` of the leading axes, on all its devices."""
