@@ -9,7 +9,8 @@ The checkpoint is the workdir of a run, or a folder in Hugging Face's layout
 unless --host says otherwise; clients need a key if DSX_API_KEY or --api_key is
 set. Says on standard output where it listens, once the model answers. SIGTERM
 and Ctrl-C end it after the answers in flight. Limits are fields of
-settings.Serving (--gin.Serving.max_requests=9); docs/serving.md has all of it.
+settings.Serving (--gin.Serving.max_requests=9), and so is the mesh of several
+devices; docs/serving.md has all of it.
 --dry_run says what would be served.
 """
 
@@ -44,11 +45,11 @@ API_KEY = flags.DEFINE_string(
 )
 SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once.")
 DRAFTS = flags.DEFINE_integer("drafts", None, "MTP drafts per step.")
-CONTEXT = flags.DEFINE_integer(
-  "context", None, "Longest prompt and answer; by default as it was trained."
+WINDOW = flags.DEFINE_integer(
+  "window", None, "Longest prompt and answer; by default as it was trained."
 )
 CACHE_TOKENS = flags.DEFINE_integer(
-  "cache_tokens", None, "Tokens in the cache; by default slots x context."
+  "cache_tokens", None, "Tokens in the cache; by default slots x window."
 )
 STEP = flags.DEFINE_integer("step", None, "Checkpoint, by default the newest.")
 AVERAGE = flags.DEFINE_bool(
@@ -87,6 +88,7 @@ def main(argv):
   if not serving.model_name:
     serving = dataclasses.replace(serving, model_name=name)
   decoding = served_model.decoding(found, serving)
+  mesh = served_model.mesh(serving)
   plan = f"{found.description}; {decoding}"
   if cli.DRY_RUN.value:
     print(f"{plan}; {serving}")
@@ -96,7 +98,7 @@ def main(argv):
   ended = server.run(
     serving,
     taken,
-    served_model.builder(found, decoding),
+    served_model.builder(found, decoding, mesh, serving.sharding),
     found.vocabulary,
     api_key=API_KEY.value or os.environ.get("DSX_API_KEY") or None,
   )
@@ -108,7 +110,7 @@ def main(argv):
 
 def _serving():
   """What to serve with: the defaults, gin's bindings, then these flags."""
-  flags_given = (PORT, HOST, MODEL_NAME, SLOTS, DRAFTS, CONTEXT, CACHE_TOKENS)
+  flags_given = (PORT, HOST, MODEL_NAME, SLOTS, DRAFTS, WINDOW, CACHE_TOKENS)
   given = {flag.name: flag.value for flag in flags_given}
   given = {name: value for name, value in given.items() if value is not None}
   return dataclasses.replace(cli.build(TARGET), **given)

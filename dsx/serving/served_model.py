@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+import jax
+
 from dsx.inference import engine as engine_lib
+from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import sharding as sharding_lib
 from dsx.serving import settings
 from dsx.training import pretrained
 
@@ -27,30 +31,53 @@ def decoding(
       "module of this checkpoint; lower it"
     )
   longest = found.config.max_position_embeddings
-  context = serving.context or min(found.window, longest)
-  if not 2 <= context <= longest:
+  window = serving.window or min(found.window, longest)
+  if not 2 <= window <= longest:
     raise ValueError(
-      f"context={context}: expected 2 to {longest}, the model's "
-      "max_position_embeddings; change it"
+      f"window={window}: expected 2 to max_position_embeddings={longest}, the "
+      "model's context; change it"
     )
   return engine_lib.Decoding(
     slots=serving.slots,
     drafts=serving.drafts,
-    context=context,
+    context=window,
     cache_tokens=serving.cache_tokens,
     steps=serving.steps,
   )
 
 
+def mesh(serving: settings.Serving) -> jax.sharding.Mesh | None:
+  """The devices, if there are to be several.
+
+  Raises:
+    ValueError: there are not as many, or the slots do not divide over them.
+  """
+  if serving.mesh is None:
+    return None
+  devices = mesh_lib.make(serving.mesh)
+  shards = mesh_lib.batch_shards(devices)
+  if serving.slots % shards:
+    raise ValueError(
+      f"slots={serving.slots}: expected a multiple of {shards}, into which the "
+      "mesh divides a batch; change either"
+    )
+  return devices
+
+
 def builder(
-  found: pretrained.Pretrained, how: engine_lib.Decoding
+  found: pretrained.Pretrained,
+  how: engine_lib.Decoding,
+  devices: jax.sharding.Mesh | None,
+  sharding: sharding_lib.Sharding,
 ) -> Callable[[], engine_lib.Engine]:
   """Reads the weights; what it returns makes an engine, any number of times.
 
   Raises:
     ValueError: in one line, what is wrong with the files.
   """
-  variables = found.read(layout="layers", mtp=how.drafts > 0)
+  variables = found.read(
+    layout="layers", mtp=how.drafts > 0, mesh=devices, sharding=sharding
+  )
 
   def build() -> engine_lib.Engine:
     return engine_lib.Engine(
@@ -60,6 +87,8 @@ def builder(
       decoding=how,
       eos=found.vocabulary.special["eos"],
       vocab_size=found.vocabulary.size,
+      mesh=devices,
+      sharding=sharding,
     )
 
   return build

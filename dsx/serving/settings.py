@@ -3,6 +3,9 @@
 import dataclasses
 import ipaddress
 
+from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import sharding as sharding_lib
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving:
@@ -20,10 +23,13 @@ class Serving:
       if the vocabulary has a token for it.
     slots: sequences decoded at once.
     drafts: MTP drafts per step.
-    context: longest prompt and answer in tokens; None for all the model's.
-    cache_tokens: tokens that the cache holds; None for slots x context.
+    window: longest prompt and answer in tokens; None for what the model was
+      trained with.
+    cache_tokens: tokens that the cache holds; None for slots x window.
     steps: tokens drawn between two looks at what was asked; streams come in
       pieces of as many.
+    mesh: the devices; None for one of them alone.
+    sharding: where on the mesh.
     max_connections: connections at once; more are refused with 503.
     max_requests: completions being worked on at once; more get 429.
     max_sequences: their prompts times `n` at once, running or waiting.
@@ -41,9 +47,11 @@ class Serving:
   think: bool | None = None
   slots: int = 8
   drafts: int = 0
-  context: int | None = None
+  window: int | None = None
   cache_tokens: int | None = None
   steps: int = 16
+  mesh: mesh_lib.MeshShape | None = None
+  sharding: sharding_lib.Sharding = sharding_lib.Sharding()
   max_connections: int = 1024
   max_requests: int = 512
   max_sequences: int = 1024
@@ -64,7 +72,7 @@ class Serving:
       raise ValueError(f"drafts={self.drafts!r}: expected at least 0; raise it")
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      counts = field.name in ("slots", "context", "cache_tokens", "steps")
+      counts = field.name in ("slots", "window", "cache_tokens", "steps")
       if not (counts or field.name.startswith("max_")) or value is None:
         continue
       if value < 1:

@@ -554,7 +554,10 @@ class ProcessTest(ServeTestCase):
         f"port={port} on 127.0.0.1: Address already in use",
       ),
       (("--drafts=2",), "drafts=2: expected at most 1"),
-      (("--context=129",), "context=129: expected 2 to 128"),
+      (
+        ("--window=129",),
+        "window=129: expected 2 to max_position_embeddings=128",
+      ),
     ):
       done = self.call(*arguments)
       self.assertEqual(done.returncode, 1, done.stderr)

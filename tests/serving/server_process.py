@@ -36,7 +36,7 @@ def command(workdir: pathlib.Path, *arguments: str) -> list[str]:
     "-m",
     "experiments.serve",
     f"--checkpoint={workdir}",
-    f"--context={CONTEXT}",
+    f"--window={CONTEXT}",
     "--port=0",
     *arguments,
   ]

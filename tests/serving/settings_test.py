@@ -13,7 +13,7 @@ class ServingTest(parameterized.TestCase):
     ({"host": ""}, "host=''"),
     ({"slots": 0}, "slots=0: expected at least 1"),
     ({"drafts": -1}, "drafts=-1"),
-    ({"context": 0}, "context=0"),
+    ({"window": 0}, "window=0"),
     ({"max_requests": 0}, "max_requests=0"),
     ({"request_seconds": 0.0}, "request_seconds=0.0"),
     ({"grace_seconds": float("nan")}, "grace_seconds=nan"),
