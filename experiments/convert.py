@@ -99,7 +99,6 @@ def _convert(source: pathlib.Path, target: str, options, progress) -> str:
 
 def _to_workdir(source, target: str, options, is_run: bool, progress) -> str:
   """Imports a Hugging Face folder."""
-  from dsx.convert import huggingface_source
   from dsx.training import imported
 
   if is_run:
@@ -110,10 +109,8 @@ def _to_workdir(source, target: str, options, is_run: bool, progress) -> str:
       "leave it out"
     )
   if cli.DRY_RUN.value:
-    found = huggingface_source.find(source)
-    return f"{found.place}: {len(found.entries)} tensors"
-  path = imported.write(source, target, dtype=options.dtype, progress=progress)
-  return f"{path}: step 0 written"
+    return imported.plan(source, dtype=options.dtype)
+  return imported.write(source, target, dtype=options.dtype, progress=progress)
 
 
 if __name__ == "__main__":

@@ -21,23 +21,19 @@ import shutil
 
 import numpy as np
 
+from dsx.convert import byte_progress
 from dsx.convert import data_check
 from dsx.convert import encoding as encoding_lib
-from dsx.convert import folder as folder_lib
 from dsx.convert import huggingface_source
 from dsx.convert import inventory
-from dsx.data import pipeline
-from dsx.ops import dtypes as dtypes_lib
 from dsx.training import array_database
 from dsx.training import checksum
 from dsx.training import commit
+from dsx.training import import_description
 from dsx.training import import_journal
 from dsx.training import import_plan
-from dsx.training import imported_config
 from dsx.training import manifest as manifest_lib
 from dsx.training import orbax_store
-from dsx.training import pretraining
-from dsx.training import schedules
 from dsx.training import step_directory
 from dsx.training import verified_read
 from dsx.training import workdir as workdir_lib
@@ -45,13 +41,32 @@ from dsx.training import workdir as workdir_lib
 Progress = Callable[[int, int, str], None]
 FP8 = "fp8"
 DTYPES = ("float32", "bfloat16", "float16", FP8)
-TOKENIZER = "tokenizer.json"
 
-_STEP = 0
+_STEP = import_description.STEP
 _STAGING, _DATABASE, _JOURNAL = "importing", "database", "journal.jsonl"
 # Parts that are on their way to the disk at once.
 _GROUP = 2
 _TIMEOUT_SECONDS = 1200
+
+
+def plan(source: str | os.PathLike[str], *, dtype: str | None = None) -> str:
+  """Says in one line what `write` would write; reads no tensor.
+
+  Raises:
+    ValueError: in one line, what is wrong with the source.
+  """
+  encoding = _encoding(huggingface_source.find(source), dtype)
+  arrays = import_plan.arrays(encoding)
+  sizes: dict[str, int] = {}
+  for array in arrays:
+    sizes[array.dtype.name] = sizes.get(array.dtype.name, 0) + array.n_bytes
+  shown = ", ".join(
+    f"{name} {byte_progress.size(size)}" for name, size in sorted(sizes.items())
+  )
+  return (
+    f"{encoding.source.place}: {len(encoding.source.entries)} tensors make "
+    f"{len(arrays)} arrays, {byte_progress.size(sum(sizes.values()))} ({shown})"
+  )
 
 
 def write(
@@ -60,8 +75,8 @@ def write(
   *,
   dtype: str | None = None,
   progress: Progress | None = None,
-) -> pathlib.Path:
-  """Makes a workdir of a Hugging Face folder.
+) -> str:
+  """Makes a workdir of a Hugging Face folder, or goes on with it.
 
   Args:
     source: folder with config.json and *.safetensors, bfloat16 or FP8.
@@ -74,13 +89,12 @@ def write(
       the files are read once to be checked and once to be written.
 
   Returns:
-    The workdir.
+    What was done, in one line.
 
   Raises:
     ValueError: in one line, what is wrong with the source or the target.
   """
   encoding = _encoding(huggingface_source.find(source), dtype)
-  encoding.source.check_copies()
   arrays = import_plan.arrays(encoding)
   target = pathlib.Path(target).expanduser()
   identity = {
@@ -88,16 +102,20 @@ def write(
     "files": encoding.source.identity,
     "dtype": dtype,
   }
+  if _is_complete(target, identity):
+    return f"{target}: complete already; nothing was done"
   resumed = _claim(target)
   size = sum(array.n_bytes for array in arrays)
   try:
     if not resumed:
       _check_room(target, size)
+      encoding.source.check_copies()
       data_check.check(encoding, progress)
     _write(encoding, arrays, target, identity, _Written(size, progress))
   except OSError as error:
     raise _interrupted(target, error) from error
-  return target
+  went_on = "; part of it was there already" if resumed else ""
+  return f"{target}: {byte_progress.size(size)} written as step 0{went_on}"
 
 
 def _encoding(source, dtype: str | None) -> encoding_lib.Encoding:
@@ -110,6 +128,19 @@ def _encoding(source, dtype: str | None) -> encoding_lib.Encoding:
     )
   fp8 = dtype == FP8
   return encoding_lib.choose(source, fp8=fp8, dtype=None if fp8 else dtype)
+
+
+def _is_complete(target: pathlib.Path, identity: dict) -> bool:
+  """Whether this very import was done before."""
+  step = target / workdir_lib.CHECKPOINTS / str(_STEP)
+  if not (step / manifest_lib.NAME).exists():
+    return False
+  try:
+    found = verified_read.metadata(step, verified_read.manifest(step))
+  except manifest_lib.ManifestError:
+    return False
+  expected = json.loads(json.dumps(identity))
+  return found.get("imported", {}).get("identity") == expected
 
 
 def _claim(target: pathlib.Path) -> bool:
@@ -182,20 +213,21 @@ def _write(encoding, arrays, target, identity, written: _Written) -> None:
     assembler = import_plan.Assembler(encoding.source)
     for array in arrays:
       _write_array(database, journal, assembler, array, written)
-    run = _run(encoding, arrays)
-    _describe(encoding, run, target)
-    _complete(encoding, arrays, run, directory, journal)
+    run = import_description.run(encoding, arrays)
+    import_description.write(encoding, run, target)
+    metadata = import_description.metadata(encoding, arrays, run, identity)
+    _complete(arrays, metadata, directory, journal)
   shutil.rmtree(staging)
 
 
-def _complete(encoding, arrays, run, directory, journal) -> None:
+def _complete(arrays, metadata: dict, directory, journal) -> None:
   """Makes arrays that are on the disk a checkpoint that counts."""
   with _disk_errors():
     orbax_store.OrbaxStore(_TIMEOUT_SECONDS).adopt(
       directory.path(_STEP),
       [array.name for array in arrays],
       directory.root / _STAGING / _DATABASE,
-      _metadata(encoding, arrays, run),
+      metadata,
     )
   pending = commit.Pending(
     step=_STEP,
@@ -248,57 +280,3 @@ def _disk_errors():
 
 def _size(box: tuple[slice, ...]) -> int:
   return int(np.prod([part.stop - part.start for part in box], dtype=np.int64))
-
-
-def _run(encoding, arrays) -> pretraining.Pretraining:
-  """A run that says what such a checkpoint is of."""
-  config = encoding.source.config
-  name = import_plan.EMBEDDING
-  dtype = next(array.dtype for array in arrays if array.name == name)
-  window = config.max_position_embeddings
-  return pretraining.Pretraining(
-    config=config,
-    # Beside the checkpoints, wherever they are moved; see `workdir.vocabulary`.
-    data=pipeline.Data(sequence_length=window, vocabulary=TOKENIZER),
-    schedule=schedules.constant(
-      steps=1, learning_rate=0.0, batch_size=1, sequence_length=window
-    ),
-    dtypes=dtypes_lib.Dtypes(param=dtype.name, compute=dtype.name),
-  )
-
-
-def _describe(encoding, run: pretraining.Pretraining, target) -> None:
-  """Writes what belongs to a workdir beside its checkpoints."""
-  for name, content in encoding.source.companions.items():
-    manifest_lib.write_atomically(target / name, content)
-  workdir_lib.describe(
-    target,
-    **{
-      folder_lib.CONFIG: json.dumps(encoding.source.fields, indent=2) + "\n",
-      workdir_lib.IDENTITY: json.dumps(run.identity(), indent=1),
-      imported_config.FILE: imported_config.text(run),
-    },
-  )
-
-
-def _fields(encoding) -> dict:
-  """Content of config.json for the weights as they are here."""
-  is_kept = encoding.dtype is None
-  return dict(encoding.source.fields) if is_kept else encoding.fields()
-
-
-def _metadata(encoding, arrays, run: pretraining.Pretraining) -> dict:
-  """Metadata as a run's, and what makes the same files of it again."""
-  return {
-    "step": _STEP,
-    "sequences": 0,
-    "tokens": 0,
-    "wall_seconds": 0.0,
-    "run": run.identity(),
-    "stored": import_plan.stored(arrays),
-    "imported": {
-      "fields": _fields(encoding),
-      "dtypes": import_plan.source_dtypes(arrays, encoding),
-      "copies": import_plan.copies(encoding),
-    },
-  }

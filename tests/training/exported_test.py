@@ -1,5 +1,6 @@
 """A workdir becomes a Hugging Face folder, and nothing is lost on the way."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 
 from dsx.convert import conversion
 from dsx.convert import deepseek as convert
+from dsx.data import byte_tokenizer
 from dsx.data import vocab
 from dsx.training import array_database
 from dsx.training import checkpoint_source
@@ -163,6 +165,38 @@ class ExportedRunTest(parameterized.TestCase):
     self.assertEqual(
       (fields["bos_token_id"], fields["eos_token_id"]), (256, 257)
     )
+
+  @parameterized.parameters(True, False)
+  def test_a_vocabulary_of_its_own(self, has_config):
+    home = self.target.with_name("tokenizer")
+    home.mkdir()
+    texts = byte_tokenizer.files(16)
+    (home / "tokenizer.json").write_text(texts["tokenizer.json"])
+    if has_config:
+      (home / "tokenizer_config.json").write_text('{"eos_token": "<think>"}')
+    path = str(home / "tokenizer.json")
+    data = dataclasses.replace(self.run_.data, vocabulary=path)
+    run = dataclasses.replace(self.run_, data=data)
+    workdir = self.target.with_name("bpe")
+    workdirs.save(workdir, run, {4: self.states[4]})
+    exported.write(workdir, self.target, _options())
+    text = (self.target / "tokenizer.json").read_text()
+    self.assertEqual(text, texts["tokenizer.json"])
+    own, found = vocab.load(path), vocab.load(self.target)
+    self.assertEqual(found.special, own.special)
+    settings = json.loads((self.target / "generation_config.json").read_text())
+    self.assertEqual(settings["eos_token_id"], 265 if has_config else 257)
+    shutil.rmtree(home)
+    with self.assertRaisesRegex(ValueError, "vocabulary: cannot read"):
+      exported.write(workdir, self.target.with_name("again"), _options())
+    exported.write(
+      workdir,
+      self.target.with_name("again"),
+      _options(),
+      vocabulary=str(self.target),
+    )
+    again = self.target.with_name("again") / "tokenizer.json"
+    self.assertEqual(again.read_text(), texts["tokenizer.json"])
 
   def test_a_stack_of_one_chunk_is_read_by_slices(self):
     source = checkpoint_source.find(self.workdir)

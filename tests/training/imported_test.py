@@ -17,6 +17,7 @@ from dsx.data import byte_tokenizer
 from dsx.ops import block_scaled
 from dsx.training import checkpoint
 from dsx.training import commit
+from dsx.training import import_description
 from dsx.training import import_journal
 from dsx.training import import_plan
 from dsx.training import imported
@@ -75,7 +76,8 @@ class ImportedTest(Base):
   def test_what_the_files_have(self, dtype):
     config = tiny.config(**tiny.VARIANTS["v3_yarn"], **_SIZES)
     source = self.folder(config, dtype)
-    self.assertEqual(imported.write(source, self.target), self.target)
+    said = imported.write(source, self.target)
+    self.assertRegex(said, r"run: .* written as step 0$")
     found = restore.load(self.target)
     expected, variables = convert.load(source, dtype=dtype)
     self.assertEqual(found.model.config, expected)
@@ -187,6 +189,16 @@ class ImportedTest(Base):
     self.assertEqual(sorted(writing), sorted(set(writing)))
     self.assertStartsWith(seen[0][2], "checking ")
 
+  def test_plan(self):
+    source = self.folder(tiny.config(**_SIZES), "fp8")
+    said = imported.plan(source)
+    entries = len(huggingface_folders.read(source))
+    self.assertRegex(
+      said,
+      rf"hf: {entries} tensors make \d+ arrays, .* \(bfloat16 .*, "
+      r"float32 .*, float8_e4m3fn .*\)$",
+    )
+
 
 class Stop(Exception):
   """Ends an import as a kill would."""
@@ -246,7 +258,7 @@ class InterruptedTest(Base):
   def test_stopped_before_the_manifest(self, place):
     where = {
       "commit": mock.patch.object(commit, "commit", side_effect=Stop),
-      "adopt": mock.patch.object(imported, "_describe", side_effect=Stop),
+      "adopt": mock.patch.object(import_description, "write", side_effect=Stop),
     }
     with where[place], self.assertRaises(Stop):
       self.import_until(None)
@@ -304,7 +316,11 @@ class BadInputTest(Base):
       target=source,
     )
     imported.write(source, self.target)
-    self.assert_refused("run: holds checkpoints already", source)
+    said = imported.write(source, self.target)
+    self.assertIn("run: complete already; nothing was done", said)
+    self.assert_refused(
+      "run: holds checkpoints already", source, dtype="float32"
+    )
 
   def test_sources(self):
     self.assert_refused("no such folder", self.root / "none")
