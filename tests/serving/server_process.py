@@ -15,7 +15,7 @@ from tests.evals import workdirs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 128
-_LIMIT_SECONDS = 240
+_LIMIT_SECONDS = 600
 
 
 def checkpoint(folder: pathlib.Path) -> pathlib.Path:
