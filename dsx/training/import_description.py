@@ -52,7 +52,7 @@ def write(
   workdir_lib.describe(
     target,
     **{
-      folder_lib.CONFIG: json.dumps(encoding.source.fields, indent=2) + "\n",
+      folder_lib.CONFIG: json.dumps(_fields(encoding), indent=2) + "\n",
       workdir_lib.IDENTITY: json.dumps(of.identity(), indent=1),
       imported_config.FILE: imported_config.text(of),
     },
