@@ -13,11 +13,13 @@ import numpy as np
 
 from dsx.convert import deepseek as convert
 from dsx.convert import name_map
+from dsx.models import deepseek
+from dsx.models import layout
 from dsx.ops import block_scaled
+from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from tests.convert import checkpoints
-from tests.models import tiny
 
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _UP = "model.layers.1.mlp.experts.3.up_proj.weight"
@@ -104,33 +106,26 @@ class Fp8Test(parameterized.TestCase):
     bias = self._load(dtype=dtype)["router_bias"]
     chex.assert_type(jax.tree.leaves(bias), np.float32)
 
-  def test_layouts_hold_the_same_numbers(self):
+  def test_model_computes_with_fp8(self):
+    """As with the same numbers dequantised to its compute dtype."""
     self._write()
+    tokens = np.arange(24).reshape(2, 12) % 32
+    dtypes = dtypes_lib.Dtypes(param="bfloat16", compute="bfloat16")
+    model = deepseek.DeepSeek(checkpoints.config(), dtypes)
+    apply = jax.jit(model.apply)
+    kept, _ = apply(self._load(dtype="fp8"), tokens)
+    dequantised, _ = apply(self._load(dtype="bfloat16"), tokens)
+    self.assertGreater(np.std(kept), 0.5)
+    np.testing.assert_array_equal(kept, dequantised)
+
+  def test_layouts_are_those_of_the_models(self):
+    self._write()
+    config = checkpoints.config()
     for dtype in ("bfloat16", "fp8"):
       stacked = self._load(dtype=dtype)
       layers = self._load(dtype=dtype, layout="layers")
-      params = stacked["params"]
-      self.assertCountEqual(
-        layers["params"],
-        ["embed_tokens", "norm", "lm_head", "mtp_0", "layers_0", "layers_1"]
-        + ["layers_2"],
-      )
-      for index, block in enumerate((params["dense_layers"],)):
-        chex.assert_trees_all_equal(
-          _bits(layers["params"][f"layers_{index}"]),
-          _bits(tiny.layer(block, index)),
-        )
-      for index in (1, 2):
-        chex.assert_trees_all_equal(
-          _bits(layers["params"][f"layers_{index}"]),
-          _bits(tiny.layer(params["moe_layers"], index - 1)),
-        )
-        chex.assert_trees_all_equal(
-          layers["router_bias"][f"layers_{index}"],
-          tiny.layer(stacked["router_bias"]["moe_layers"], index - 1),
-        )
       chex.assert_trees_all_equal(
-        _bits(layers["params"]["mtp_0"]), _bits(params["mtp_0"])
+        _bits(layout.to_layers(config, stacked)), _bits(layers)
       )
 
   def test_keeps_fp8(self):

@@ -78,6 +78,46 @@ class NameMapTest(parameterized.TestCase):
       },
     )
 
+  def test_layers_hold_the_same_tensors(self):
+    """A block of its own for every layer, experts still stacked."""
+    leaves = name_map.leaves(_V3, name_map.LAYERS)
+    by_path = {leaf.path: leaf for leaf in leaves}
+    self.assertLen(by_path, len(leaves))
+    names = [name for leaf in leaves for _, name in leaf.pieces()]
+    self.assertLen(set(names), len(names))
+    self.assertEqual(set(names), _by_name(_V3).keys())
+    up = by_path["params", "layers_60", "mlp", "experts", "up_proj"]
+    self.assertEqual((up.shape, up.stacked), ((256, 7168, 2048), 1))
+    self.assertEqual(up.axes, ("experts", "embed", "expert_mlp"))
+    self.assertEqual(
+      dict(up.pieces())[(7,)], "model.layers.60.mlp.experts.7.up_proj.weight"
+    )
+    bias = ("router_bias", "layers_3", "mlp", "gate")
+    bias = by_path[*bias, "e_score_correction_bias"]
+    self.assertEqual((bias.shape, bias.axes), ((256,), (None,)))
+    parts = {path[1] for path in by_path}
+    others = {"embed_tokens", "norm", "lm_head", "mtp_0"}
+    self.assertEqual(parts, others | {f"layers_{i}" for i in range(61)})
+
+  def test_linear_layers(self):
+    """What V3's own FP8 files have scales for."""
+    found = name_map.linear(_V3)
+    attention, dense, experts = 5 * 62, 3 * 3, 59 * 257 * 3
+    self.assertLen(found, attention + dense + experts)
+    for name in (
+      "model.layers.61.eh_proj.weight",
+      "model.layers.3.mlp.gate.weight",
+      "model.embed_tokens.weight",
+      "lm_head.weight",
+    ):
+      self.assertNotIn(name, found)
+      self.assertIn(name, _by_name(_V3))
+
+  def test_layout_of(self):
+    for layout in name_map.LAYOUTS:
+      parts = (leaf.path[1] for leaf in name_map.leaves(_V3, layout))
+      self.assertEqual(name_map.layout_of(parts), layout)
+
   @parameterized.parameters(0, 4)
   def test_models_of_one_kind_of_layer(self, dense):
     config = config_lib.DeepSeekConfig(
