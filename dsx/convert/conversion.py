@@ -230,7 +230,7 @@ def _explained(target: pathlib.Path):
   except OSError as error:
     raise ValueError(
       f"{error.filename or target}: {error.strerror or error}; what is done "
-      "stays: make it writable or make room, and run the same command again"
+      "stays: mend that, and run the same command again"
     ) from error
 
 

@@ -250,6 +250,7 @@ def write(path, tensors: Iterable[Planned]) -> str:
     for data in _contents(text, tensors):
       file.write(data)
       digest.update(data)
+      del data  # a view that would keep a tensor while the next is read
     file.flush()
     os.fsync(file.fileno())
   unfinished.replace(path)
@@ -260,16 +261,21 @@ def _contents(text: bytes, tensors: Iterable[Planned]) -> Iterator[Any]:
   """The bytes of a file in order: its header `text`, then the tensors."""
   yield len(text).to_bytes(8, "little") + text
   for tensor in tensors:
-    rows = 0
-    for part in tensor.parts():
-      part = np.asarray(part, order="C")
-      rows += part.shape[0] if part.ndim else 1
-      _check_part(tensor, part)
-      yield part.reshape(-1).view(np.uint8)
-    if rows != (tensor.shape[0] if tensor.shape else 1):
-      raise ValueError(
-        f"{tensor.name}: {rows} rows: expected {tensor.shape[0]}, as planned"
-      )
+    yield from _data(tensor)
+
+
+def _data(tensor: Planned) -> Iterator[np.ndarray]:
+  """The bytes of a tensor; nothing of it is held when they are over."""
+  rows = 0
+  for part in tensor.parts():
+    part = np.asarray(part, order="C")
+    rows += part.shape[0] if part.ndim else 1
+    _check_part(tensor, part)
+    yield part.reshape(-1).view(np.uint8)
+  if rows != (tensor.shape[0] if tensor.shape else 1):
+    raise ValueError(
+      f"{tensor.name}: {rows} rows: expected {tensor.shape[0]}, as planned"
+    )
 
 
 def _check_part(tensor: Planned, part: np.ndarray) -> None:

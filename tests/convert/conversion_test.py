@@ -436,8 +436,8 @@ class ConversionTest(parameterized.TestCase):
     self.assertEqual(process.returncode, 1)
     self.assertRegex(
       process.stderr.strip().splitlines()[-1],
-      "ValueError: .*: File too large; what is done stays: make it writable or "
-      "make room, and run the same command again",
+      "ValueError: .*: File too large; what is done stays: mend that, and run "
+      "the same command again",
     )
     self.assertFalse(self._looks_complete())
     self._convert(folder, shard_bytes=500_000)
