@@ -25,6 +25,7 @@ from dsx.models import layout as layout_lib
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import sharding as sharding_lib
+from dsx.training import leaves as leaves_lib
 from dsx.training import restore
 from dsx.training import workdir as workdir_lib
 
@@ -163,13 +164,6 @@ def _dtypes(dtype: str | None, own: dtypes_lib.Dtypes) -> dtypes_lib.Dtypes:
   return dataclasses.replace(own, param=dtype, compute=dtype)
 
 
-def _laid_out(config: config_lib.DeepSeekConfig, variables, layout: Layout):
-  """Variables that are stacked, in the layout that is asked for."""
-  if layout == "stacked":
-    return variables
-  return layout_lib.to_layers(config, variables)
-
-
 def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
   with restore.checkpoints(path) as checkpointer:
     metadata = checkpointer.metadata(step)
@@ -190,10 +184,11 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
     trained = restore.load(
       path, step=step, average=average, mtp=mtp, mesh=mesh, sharding=sharding
     )
-    variables = dict(trained.variables)
-    params = trained.average if average else variables["params"]
-    variables["params"] = params if dtype is None else _cast(params, dtype)
-    return _laid_out(trained.model.config, variables, layout)
+    config, variables = trained.model.config, dict(trained.variables)
+    if average:
+      variables["params"] = trained.average
+    del trained  # or its arrays would stay
+    return _laid_out(config, variables, layout, dtype)
 
   return Pretrained(
     kind="workdir",
@@ -208,14 +203,49 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
   )
 
 
-def _cast(params, dtype: str):
-  """Casts parameters; FP8 weights stay what they are only for `fp8`."""
+def _laid_out(
+  config: config_lib.DeepSeekConfig,
+  variables: dict,
+  layout: Layout,
+  dtype: str | None,
+) -> dict:
+  """Variables in the layout and dtype asked for; empties what it is given.
 
-  def leaf(x):
-    if not isinstance(x, block_scaled.BlockScaled):
-      return x.astype("bfloat16" if dtype == FP8 else dtype)
-    return x if dtype == FP8 else x.dequantise(dtype)
+  One leaf after the other, so that there is never a second model in memory.
+  """
+  result: dict = {}
+  for (collection, part, *rest), leaf in _taken_apart(variables):
+    if collection == "params" and dtype is not None:
+      leaf = _cast(leaf, dtype)
+    tree = {"params": {part: {}}}
+    tree[collection] = leaves_lib.nested({"/".join([part, *rest]): leaf})
+    if layout == "layers":
+      tree = layout_lib.to_layers(config, tree)
+    _merge(result, tree)
+  return result
 
-  return jax.tree.map(
-    leaf, params, is_leaf=lambda x: isinstance(x, block_scaled.BlockScaled)
-  )
+
+def _taken_apart(tree: dict, path: tuple[str, ...] = ()):
+  """Yields (path, leaf), each of them removed from the tree before."""
+  while tree:
+    name, found = tree.popitem()
+    if isinstance(found, dict):
+      yield from _taken_apart(found, (*path, name))
+    else:
+      yield (*path, name), found
+      del found
+
+
+def _merge(into: dict, tree: dict) -> None:
+  for name, found in tree.items():
+    if isinstance(found, dict):
+      _merge(into.setdefault(name, {}), found)
+    else:
+      into[name] = found
+
+
+def _cast(leaf, dtype: str):
+  """Casts a parameter; FP8 weights stay what they are only for `fp8`."""
+  if not isinstance(leaf, block_scaled.BlockScaled):
+    return leaf.astype("bfloat16" if dtype == FP8 else dtype)
+  return leaf if dtype == FP8 else leaf.dequantise(dtype)

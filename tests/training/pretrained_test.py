@@ -140,6 +140,11 @@ class PretrainedTest(parameterized.TestCase):
     self.assertLen(kernel.sharding.device_set, 8)
     part = kernel.addressable_shards[0].data.shape
     self.assertEqual(part, (kernel.shape[0] // 2, kernel.shape[1] // 2))
+    if layout == "layers":
+      kernel = variables["params"]["layers_0"]["self_attn"]["o_proj"]["kernel"]
+      values = getattr(kernel, "values", kernel)
+      part = values.addressable_shards[0].data.shape
+      self.assertLess(part[0], kernel.shape[0])
     chex.assert_trees_all_equal(
       _numpy(variables), _numpy(found.read(layout=layout))
     )
