@@ -84,6 +84,19 @@ def chunks(store: ts.TensorStore) -> Iterator[tuple[slice, ...]]:
   return boxes(store.shape, _chunk_of(store))
 
 
+def read(store: ts.TensorStore, index: tuple[int, ...]) -> np.ndarray:
+  """Reads the matrix, or what else is there, at an index of a stack.
+
+  TensorStore would decode all of its chunks at once, and hold each of them in
+  the file's form and in its own; here it holds one.
+  """
+  found = store[index]
+  whole = np.empty(found.shape, store.dtype.numpy_dtype)
+  for box in boxes(whole.shape, _chunk_of(store)[len(index) :]):
+    whole[box] = found[box].read().result()
+  return whole
+
+
 def chunk_bytes(store: ts.TensorStore) -> int:
   """Bytes of a decoded chunk of an array."""
   return math.prod(_chunk_of(store)) * store.dtype.numpy_dtype.itemsize

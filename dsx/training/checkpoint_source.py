@@ -124,9 +124,9 @@ class CheckpointSource:
   def read(self, name: str) -> np.ndarray:
     """Reads one tensor."""
     place = self._places[name]
-    found = self._stores[place.array][place.index].read().result()
+    found = array_database.read(self._stores[place.array], place.index)
     dtype = safetensors.DTYPES[self.entries[name].dtype]
-    found = np.asarray(found).astype(dtype, copy=False)
+    found = found.astype(dtype, copy=False)
     return found.T if place.transposed else found
 
   def verify(self, progress: Progress | None = None) -> None:

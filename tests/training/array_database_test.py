@@ -89,6 +89,15 @@ class ArrayDatabaseTest(parameterized.TestCase):
     found = database.open("a/b")[2, 1:3].read().result()
     np.testing.assert_array_equal(found, array[2, 1:3])
 
+  @parameterized.parameters((), (2,), (2, 3), (2, 3, 4))
+  def test_reads_at_an_index_of_a_stack(self, *index):
+    array = _array((4, 6, 5), "float32")
+    database = array_database.ArrayDatabase(self.folder)
+    store = database.create("a", array.shape, array.dtype, (3, 4, 2))
+    store.write(array).result()
+    found = array_database.read(database.open("a"), index)
+    np.testing.assert_array_equal(found, array[index])
+
   def test_an_array_that_is_begun_is_gone_on_with(self):
     array = _array((4, 3), "float32")
     for row in range(4):
