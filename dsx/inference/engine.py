@@ -44,7 +44,7 @@ from dsx.parallel import sharding as sharding_lib
 # Tokens of prompts that are read at once, so that activations stay small.
 _PREFILL_TOKENS = 8192
 # Shorter contexts and prompts are not worth programs of their own.
-_LEAST_CONTEXT = 128
+_LEAST_CONTEXT = 256
 _LEAST_PROMPT = 64
 
 
@@ -478,7 +478,10 @@ class Engine:
   def _decode(self) -> list[request_lib.Update]:
     """Decodes a chunk of everything that is in a slot."""
     running = [s for s in self._slots if s]
-    context = max(self._columns_of(s, _LEAST_CONTEXT) for s in running)
+    # A text that will stay short meets its last program at once.
+    final = max(s.cached + self._remaining(s) for s in running)
+    least = min(final, _LEAST_CONTEXT)
+    context = max(self._columns_of(s, least) for s in running)
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
       self._variables,
