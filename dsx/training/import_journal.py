@@ -40,6 +40,13 @@ class Journal:
     self._file = path.open("a+b")
     self._done: dict[str, Done] = {}
     try:
+      self._open(path, identity)
+    except BaseException:
+      self._file.close()
+      raise
+
+  def _open(self, path: pathlib.Path, identity) -> None:
+    try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise ValueError(

@@ -1,12 +1,15 @@
 """`python -m experiments.evaluate` as a person calls it."""
 
 import json
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from dsx.training import imported
 from tests.evals import workdirs
 from tests.experiments import trained_run
+from tests.training import huggingface_folders
 
 
 class EvaluateTest(parameterized.TestCase):
@@ -34,6 +37,27 @@ class EvaluateTest(parameterized.TestCase):
       self.assertIn(f"{score['bits_per_byte']:.4f}", done.stdout)
       # An untrained model of 320 tokens, one of them a byte each.
       self.assertAlmostEqual(score["bits_per_byte"], 8.32, delta=0.3)
+
+  @parameterized.parameters("bfloat16", "fp8")
+  def test_an_imported_workdir(self, dtype):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    config = workdirs.model_config()
+    source = huggingface_folders.write(
+      root / "hf", config, huggingface_folders.tensors(config, dtype)
+    )
+    imported.write(source, root / "run")
+    data = workdirs.data(root / "data")
+    done = self.call(
+      f"--workdir={root / 'run'}",
+      f"--gin_bindings=Data.prepared = {data.prepared!r}",
+      "--gin_bindings=Data.vocabulary = 'byte'",
+      "--gin_bindings=Data.sequence_length = 16",
+      "--gin_bindings=Schedule.sequence_length = 16",
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn("step 0, trained on 0 tokens", done.stdout)
+    written = json.loads((root / "run" / "evaluation.json").read_text())
+    self.assertEqual(set(written["scores"]), {"raw"})
 
   def test_dry_run_and_print_config(self):
     before = sorted(self.workdir.rglob("*"))

@@ -26,6 +26,7 @@ from dsx.training import pretrained
 from dsx.training import restore
 from tests.models import tiny
 from tests.training import huggingface_folders
+from tests.training import orbax_store_test
 
 # Edges that FP8 blocks of 128 do not divide.
 _SIZES = {
@@ -373,6 +374,20 @@ class BadInputTest(Base):
       )
     imported.write(source, self.target)
     chex.assert_trees_all_equal_dtypes(
+      restore.load(self.target).variables,
+      convert.load(source, dtype="bfloat16")[1],
+    )
+
+  @parameterized.parameters(500, 30_000)
+  def test_a_file_that_cannot_grow(self, size):
+    source = self.folder(tiny.config(**_SIZES))
+    with orbax_store_test.largest_file(size):
+      self.assert_refused(
+        "run: the import was interrupted: File too large; mend that", source
+      )
+    said = imported.write(source, self.target)
+    self.assertIn("; part of it was there already", said)
+    self.assert_same(
       restore.load(self.target).variables,
       convert.load(source, dtype="bfloat16")[1],
     )

@@ -2,6 +2,7 @@ import contextlib
 import logging
 import pathlib
 import resource
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from dsx.training import array_database
 from dsx.training import orbax_store
 
 
@@ -53,6 +55,21 @@ class OrbaxStoreTest(parameterized.TestCase):
     self.store.wait()
     read = self.store.read(self.path, {"x/y": array}, partial=False)
     np.testing.assert_array_equal(read["x/y"], _values())
+
+  @parameterized.parameters(((8, 6, 16),), ((12, 64),))
+  def test_large_arrays_are_cut_into_chunks(self, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    with mock.patch.object(orbax_store, "_CHUNK_BYTES", 2048):
+      self.store.write(self.path, {"x": _placed(values, "a")}, {})
+      self.store.wait()
+    store = array_database.ArrayDatabase(self.path / "arrays").open("x")
+    self.assertLessEqual(array_database.chunk_bytes(store), 2048)
+    if len(shape) > 2:  # layers apart
+      first = next(array_database.chunks(store))
+      self.assertEqual(first[0], slice(0, 1))
+    target = _placed(values, "b")
+    found = self.store.read(self.path, {"x": target}, partial=False)
+    np.testing.assert_array_equal(found["x"], values)
 
   def test_metadata_is_where_it_says(self):
     self.store.write(self.path, {"x": _placed(_values())}, {"a": [1, "ü"]})
