@@ -201,9 +201,10 @@ def _step(chunk: _Chunk, carry: _Carry) -> _Carry:
   places = jnp.arange(n, dtype=jnp.int32)
   positions = state.length[:, None] + places[None, :]
   memory = _memory(chunk, carry, n)
-  hidden, passed_on, memory = chunk.model.apply(
+  found: Any = chunk.model.apply(
     chunk.variables, inputs, positions, memory, active, method="decode"
   )
+  hidden, passed_on, memory = found
   logits = _logits(chunk, hidden)
   verdict, sampled = lax.cond(
     (chunk.shape.temperature > 0).any(),
@@ -255,7 +256,7 @@ def _memory(chunk: _Chunk, carry: _Carry, n: int) -> cache.Memory:
 
 
 def _logits(chunk: _Chunk, hidden):
-  logits = chunk.model.apply(chunk.variables, hidden, method="logits")
+  logits: Any = chunk.model.apply(chunk.variables, hidden, method="logits")
   return logits[..., : chunk.vocab_size]
 
 

@@ -29,10 +29,10 @@ import jax
 import numpy as np
 
 from dsx.inference import decode
-from dsx.inference import pages as pages_lib
 from dsx.inference import prefill
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
+from dsx.inference import scheduler
 from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.models import decoder
@@ -107,27 +107,6 @@ class Stats(NamedTuple):
   pool_tokens: int
 
 
-@dataclasses.dataclass
-class _Sequence:
-  """A request on its way."""
-
-  number: int
-  request: request_lib.Request
-  tokens: list[int]  # the prompt, then what was drawn
-  scored: bool = False
-  pages: list[int] = dataclasses.field(default_factory=list)
-  slot: int | None = None
-
-  @property
-  def cached(self) -> int:
-    """Tokens that the cache has to hold: all but the last."""
-    return len(self.tokens) - 1
-
-  @property
-  def drawn(self) -> int:
-    return len(self.tokens) - len(self.request.prompt)
-
-
 class Engine:
   """Decodes requests as they come; see the module."""
 
@@ -170,14 +149,20 @@ class Engine:
     size = decoding.page_size
     longest = -(-self._context // size)
     room = decoding.cache_tokens or decoding.slots * longest * size
-    self._pages = pages_lib.Pages(-(-room // size))
     self._columns = longest
+    self._scheduler = scheduler.Scheduler(
+      slots=decoding.slots,
+      pages=-(-room // size),
+      page_size=size,
+      context=self._context,
+      chunk=decoding.steps * (1 + decoding.drafts),
+    )
     with self._scope():
       variables = layout.to_layers(config, variables)
       self._variables = decoder.absorbed(self._model, variables)
       self._pool = cache.empty_pages(
         config,
-        n_pages=self._pages.total,
+        n_pages=self._scheduler.pages.total,
         page_size=size,
         dtype=dtypes.compute,
         mtp=decoding.drafts,
@@ -185,9 +170,8 @@ class Engine:
       self._drafts = decode.Drafts.none(
         decoding.slots, decoding.drafts, self._vocab_size
       )
-    self._slots: list[_Sequence | None] = [None] * decoding.slots
-    self._fresh = np.zeros(decoding.slots, bool)
-    self._waiting: collections.deque[_Sequence] = collections.deque()
+    # Whose drafts the device holds, by slot: those of others mean nothing.
+    self._drafted: list[int | None] = [None] * decoding.slots
     self._next = 0
     self._counts: collections.Counter[str] = collections.Counter()
 
@@ -236,17 +220,17 @@ class Engine:
   @property
   def busy(self) -> bool:
     """Whether any request is unfinished."""
-    return bool(self._waiting) or any(self._slots)
+    return bool(self._scheduler.waiting or self._scheduler.running)
 
   @property
   def stats(self) -> Stats:
     """Counts, see `Stats`."""
-    size = self._decoding.page_size
+    size, pages = self._decoding.page_size, self._scheduler.pages
     return Stats(
-      running=sum(s is not None for s in self._slots),
-      waiting=len(self._waiting),
-      cached_tokens=(self._pages.total - self._pages.free) * size,
-      pool_tokens=self._pages.total * size,
+      running=len(self._scheduler.running),
+      waiting=len(self._scheduler.waiting),
+      cached_tokens=(pages.total - pages.free) * size,
+      pool_tokens=pages.total * size,
       **{
         name: self._counts[name]
         for name in (
@@ -284,8 +268,9 @@ class Engine:
         "raise it"
       )
     longest = min(len(prompt) + how.max_new_tokens, self._context)
-    if self._pages_for(longest) > self._pages.total:
-      room = self._pages.total * self._decoding.page_size
+    pages = self._scheduler.pages.total
+    if self._scheduler.pages_for(longest) > pages:
+      room = pages * self._decoding.page_size
       raise ValueError(
         f"prompt of {len(prompt)} tokens and max_new_tokens="
         f"{how.max_new_tokens}: expected at most cache_tokens={room} together; "
@@ -293,16 +278,13 @@ class Engine:
       )
     number = self._next
     self._next += 1
-    self._waiting.append(_Sequence(number, request, list(prompt)))
+    sequence = scheduler.Sequence(number, request, list(prompt))
+    self._scheduler.waiting.append(sequence)
     return number
 
   def cancel(self, number: int) -> None:
     """Forgets a request; does nothing if it has ended or never was."""
-    for sequence in [s for s in self._waiting if s.number == number]:
-      self._waiting.remove(sequence)
-    for sequence in self._slots:
-      if sequence is not None and sequence.number == number:
-        self._release(sequence)
+    self._scheduler.cancel(number)
 
   def step(self) -> list[request_lib.Update]:
     """Lets requests in, reads their prompts and decodes a chunk.
@@ -312,127 +294,61 @@ class Engine:
     """
     with self._scope():
       updates = self._admit()
-      self._make_room()
-      if any(self._slots):
+      self._scheduler.make_room()
+      if self._scheduler.running:
         updates += self._decode()
     return updates
 
-  # Letting requests in.
-
-  def _pages_for(self, tokens: int) -> int:
-    return -(-tokens // self._decoding.page_size)
-
   def _admit(self) -> list[request_lib.Update]:
-    """Gives slots and pages to those who wait, and reads their prompts."""
-    to_read, copies = [], []
-    while self._waiting and None in self._slots:
-      sequence = self._waiting[0]
-      twin = self._twin(sequence)
-      whole = sequence.cached // self._decoding.page_size
-      shared = twin.pages[:whole] if twin else []
-      growth = sum(self._missing(s) for s in self._slots if s)
-      needed = self._pages_for(self._after_chunk(sequence)) - len(shared)
-      if needed + growth > self._pages.free:
-        break
-      self._waiting.popleft()
-      self._pages.share(shared)
-      sequence.pages = shared + self._pages.take(needed)
-      sequence.slot = self._slots.index(None)
-      self._slots[sequence.slot] = sequence
-      self._fresh[sequence.slot] = True
-      if not twin:
-        to_read.append(sequence)
-      elif sequence.cached % self._decoding.page_size:
-        copies.append((twin.pages[whole], sequence.pages[whole]))
+    """Lets requests into free slots and reads their prompts."""
+    admitted = self._scheduler.admit()
     updates = []
-    for group in self._groups(to_read):
+    for group in self._groups(admitted.to_read):
       updates += self._prefill(group)
-    for source, target in copies:
+    for source, target in admitted.copies:
       self._pool = _copy_page(self._pool, source, target)
-    for sequence in to_read:
-      if not self._remaining(sequence):  # it was to be scored, no more
-        self._release(sequence)
+    for sequence in admitted.to_read:
+      if not self._scheduler.remaining(sequence):  # to be scored, no more
+        self._scheduler.release(sequence)
     return updates
-
-  def _twin(self, sequence: _Sequence) -> _Sequence | None:
-    """A sequence in a slot with the same prompt, to be shared."""
-    if sequence.drawn or sequence.request.score_prompt:
-      return None
-    prompt = sequence.request.prompt
-    return next(
-      (s for s in self._slots if s and s.request.prompt == prompt), None
-    )
-
-  def _remaining(self, sequence: _Sequence) -> int:
-    """Tokens that it may still draw."""
-    most = sequence.request.sampling.max_new_tokens - sequence.drawn
-    return min(most, self._context - len(sequence.tokens))
-
-  def _after_chunk(self, sequence: _Sequence) -> int:
-    """Tokens that the cache may have to hold of it when a chunk is over."""
-    most = self._decoding.steps * (1 + self._decoding.drafts)
-    return sequence.cached + min(most, self._remaining(sequence))
-
-  def _missing(self, sequence: _Sequence) -> int:
-    """Pages that it needs for the next chunk, beyond those it has."""
-    needed = self._pages_for(self._after_chunk(sequence))
-    return max(needed - len(sequence.pages), 0)
-
-  def _release(self, sequence: _Sequence) -> None:
-    self._pages.give_back(sequence.pages)
-    self._slots[sequence.slot] = None
-    sequence.pages, sequence.slot = [], None
-
-  def _make_room(self) -> None:
-    """Gives every sequence pages for a chunk; the youngest may have to wait."""
-    running = [s for s in self._slots if s]
-    for sequence in sorted(running, key=lambda s: s.number):
-      while sequence.slot is not None:
-        missing = self._missing(sequence)
-        if missing <= self._pages.free:
-          sequence.pages += self._pages.take(missing)
-          break
-        youngest = max((s for s in self._slots if s), key=lambda s: s.number)
-        self._release(youngest)
-        self._waiting.appendleft(youngest)
 
   # Reading prompts.
 
-  def _groups(self, sequences: list[_Sequence]):
+  def _groups(self, sequences: list[scheduler.Sequence]):
     """Cuts what is to be read into batches of one shape."""
     by_shape = collections.defaultdict(list)
     for sequence in sequences:
-      scored = sequence.request.score_prompt and not sequence.scored
-      if sequence.cached or scored:
+      if sequence.cached or sequence.to_score:
         n = self._columns_of(sequence, _LEAST_PROMPT)
-        by_shape[n, scored].append(sequence)
+        by_shape[n, sequence.to_score].append(sequence)
     for (n, _), alike in by_shape.items():
       most = max(_PREFILL_TOKENS // (n * self._decoding.page_size), 1)
       for start in range(0, len(alike), most):
         yield alike[start : start + most]
 
-  def _columns_of(self, sequence: _Sequence, least: int) -> int:
+  def _columns_of(self, sequence: scheduler.Sequence, least: int) -> int:
     """Pages of what is cached of it, rounded up."""
     tokens = max(sequence.cached, least)
-    return min(_power_of_two(self._pages_for(tokens)), self._columns)
+    return min(_power_of_two(self._scheduler.pages_for(tokens)), self._columns)
 
-  def _prefill(self, group: list[_Sequence]) -> list[request_lib.Update]:
+  def _prefill(
+    self, group: list[scheduler.Sequence]
+  ) -> list[request_lib.Update]:
     """Reads the prompts of one group."""
     size = self._decoding.page_size
     columns = max(self._columns_of(s, _LEAST_PROMPT) for s in group)
     rows = self._divisible(4 ** math.ceil(math.log(len(group), 4)))
-    numbers = np.full((rows, columns), self._pages.total, np.int32)
+    numbers = np.full((rows, columns), self._scheduler.pages.total, np.int32)
     tokens, following = np.zeros((2, rows, columns * size), np.int32)
     length = np.zeros(rows, np.int32)
     for row, sequence in enumerate(group):
       n = length[row] = sequence.cached
-      used = self._pages_for(n)
+      used = self._scheduler.pages_for(n)
       numbers[row, :used] = sequence.pages[:used]
       tokens[row, :n] = sequence.tokens[:-1]
       following[row, :n] = sequence.tokens[1:]
       self._counts["prompt_tokens"] += len(sequence.tokens)
-    first = group[0]
-    score = first.request.score_prompt and not first.scored
+    score = group[0].to_score
     self._pool, scores = prefill.prefill(
       self._model,
       self._variables,
@@ -459,7 +375,7 @@ class Engine:
     shards = math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
     return -(-rows // shards) * shards
 
-  def _scored(self, sequence: _Sequence, scores) -> request_lib.Update:
+  def _scored(self, sequence: scheduler.Sequence, scores) -> request_lib.Update:
     """The update with what the model thought of a prompt."""
     sequence.scored = True
     n_top = sequence.request.sampling.top_logprobs
@@ -468,7 +384,7 @@ class Engine:
       logprob = float(scores.logprob[place])
       top = _top(scores.top[place], scores.top_logprob[place], n_top)
       prompt.append(request_lib.Drawn(token, logprob, logprob, top))
-    finish = None if self._remaining(sequence) else "length"
+    finish = None if self._scheduler.remaining(sequence) else "length"
     return request_lib.Update(
       request=sequence.number, prompt=prompt, finish=finish
     )
@@ -477,11 +393,12 @@ class Engine:
 
   def _decode(self) -> list[request_lib.Update]:
     """Decodes a chunk of everything that is in a slot."""
-    running = [s for s in self._slots if s]
+    running = self._scheduler.running
     # A text that will stay short meets its last program at once.
-    final = max(s.cached + self._remaining(s) for s in running)
+    final = max(s.cached + self._scheduler.remaining(s) for s in running)
     least = min(final, _LEAST_CONTEXT)
     context = max(self._columns_of(s, least) for s in running)
+    numbers = [s.number if s else None for s in self._scheduler.slots]
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
       self._variables,
@@ -489,9 +406,12 @@ class Engine:
       self._table(),
       self._state(),
       self._drafts,
-      self._fresh.copy(),
+      np.array([a != b for a, b in zip(numbers, self._drafted, strict=True)]),
       sampling.Shape.of(
-        [s.request.sampling if s else sampling.Sampling() for s in self._slots]
+        [
+          s.request.sampling if s else sampling.Sampling()
+          for s in self._scheduler.slots
+        ]
       ),
       self._stop(),
       context_pages=context,
@@ -499,36 +419,38 @@ class Engine:
       n_top=_n_top(running),
       vocab_size=self._vocab_size,
     )
-    self._fresh[:] = False
+    self._drafted = numbers
     drawn = jax.tree.map(np.asarray, drawn)
     self._count(drawn)
     return [self._update(sequence, drawn) for sequence in running]
 
   def _table(self):
-    table = np.zeros((len(self._slots), self._columns), np.int32)
-    for slot, sequence in enumerate(self._slots):
+    table = np.zeros((len(self._scheduler.slots), self._columns), np.int32)
+    for slot, sequence in enumerate(self._scheduler.slots):
       if sequence:
         table[slot, : len(sequence.pages)] = sequence.pages
     return table
 
   def _state(self) -> decode.State:
-    state = np.zeros((3, len(self._slots)), np.int32)
-    for slot, sequence in enumerate(self._slots):
+    state = np.zeros((3, len(self._scheduler.slots)), np.int32)
+    for slot, sequence in enumerate(self._scheduler.slots):
       if sequence:
-        remaining = self._remaining(sequence)
+        remaining = self._scheduler.remaining(sequence)
         state[:, slot] = sequence.tokens[-1], sequence.cached, remaining
     return decode.State(*state)
 
   def _stop(self):
     stop = np.full(
-      (len(self._slots), 1 + sampling.MOST_STOP_TOKENS), -1, np.int32
+      (len(self._scheduler.slots), 1 + sampling.MOST_STOP_TOKENS), -1, np.int32
     )
-    for slot, sequence in enumerate(self._slots):
+    for slot, sequence in enumerate(self._scheduler.slots):
       for place, token in enumerate(self._stop_tokens(sequence)):
         stop[slot, place] = token
     return stop
 
-  def _stop_tokens(self, sequence: _Sequence | None) -> tuple[int, ...]:
+  def _stop_tokens(
+    self, sequence: scheduler.Sequence | None
+  ) -> tuple[int, ...]:
     if sequence is None:
       return ()
     how = sequence.request.sampling
@@ -542,7 +464,7 @@ class Engine:
     self._counts["drafted"] += int(worked.sum()) * self._decoding.drafts
     self._counts["accepted"] += int(drawn.accepted.sum())
 
-  def _update(self, sequence: _Sequence, drawn) -> request_lib.Update:
+  def _update(self, sequence: scheduler.Sequence, drawn) -> request_lib.Update:
     """What a chunk brought for one sequence; lets it go when it has ended."""
     slot, n_top = sequence.slot, sequence.request.sampling.top_logprobs
     n = drawn.token.shape[2]
@@ -563,10 +485,10 @@ class Engine:
       sequence.tokens.append(token)
     if sequence.tokens[-1] in self._stop_tokens(sequence) and update.drawn:
       update.finish = "stop"
-    elif not self._remaining(sequence):
+    elif not self._scheduler.remaining(sequence):
       update.finish = "length"
     if update.finish:
-      self._release(sequence)
+      self._scheduler.release(sequence)
     return update
 
 
@@ -577,7 +499,7 @@ def _power_of_two(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def _n_top(sequences: list[_Sequence]) -> int:
+def _n_top(sequences: list[scheduler.Sequence]) -> int:
   """How many best tokens to ask for: enough for all, of few numbers."""
   most = max(s.request.sampling.top_logprobs for s in sequences)
   return next(n for n in (0, 1, 5, sampling.MOST_TOP_LOGPROBS) if n >= most)

@@ -1,0 +1,165 @@
+"""Which requests are in which slots, and which pages of the cache are theirs.
+
+Kept on the host, in plain numbers. A request waits until a slot is free and
+pages for its prompt and one chunk; when pages run out, the youngest sequence
+gives its own back and waits to be read again. Sequences with the prompt of one
+in a slot share its full pages and copy the page that both will write to.
+"""
+
+import collections
+import dataclasses
+
+from dsx.inference import pages as pages_lib
+from dsx.inference import request as request_lib
+
+
+@dataclasses.dataclass
+class Sequence:
+  """A request on its way.
+
+  Attributes:
+    number: of the request; older ones are smaller.
+    request: what was asked for.
+    tokens: the prompt, then what was drawn.
+    scored: whether the scores of its prompt were handed out.
+    pages: of the cache, in order.
+    slot: where it is decoded, if it is.
+  """
+
+  number: int
+  request: request_lib.Request
+  tokens: list[int]
+  scored: bool = False
+  pages: list[int] = dataclasses.field(default_factory=list)
+  slot: int | None = None
+
+  @property
+  def cached(self) -> int:
+    """Tokens that the cache has to hold: all but the last."""
+    return len(self.tokens) - 1
+
+  @property
+  def drawn(self) -> int:
+    """Tokens behind the prompt."""
+    return len(self.tokens) - len(self.request.prompt)
+
+  @property
+  def to_score(self) -> bool:
+    """Whether its prompt has still to be scored."""
+    return self.request.score_prompt and not self.scored
+
+
+@dataclasses.dataclass
+class Admitted:
+  """Sequences that were given slots.
+
+  Attributes:
+    to_read: those whose prompts have to be read.
+    copies: (source, target) pages to be copied once they are.
+  """
+
+  to_read: list[Sequence] = dataclasses.field(default_factory=list)
+  copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+
+class Scheduler:
+  """Slots, pages and the queue before them."""
+
+  def __init__(
+    self, *, slots: int, pages: int, page_size: int, context: int, chunk: int
+  ):
+    """Starts with nothing.
+
+    Args:
+      slots: sequences that are decoded at once.
+      pages: of the cache.
+      page_size: tokens of a page.
+      context: longest prompt and answer together.
+      chunk: most tokens that a sequence can draw before it is looked at.
+    """
+    self.slots: list[Sequence | None] = [None] * slots
+    self.waiting: collections.deque[Sequence] = collections.deque()
+    self.pages = pages_lib.Pages(pages)
+    self._page_size = page_size
+    self._context = context
+    self._chunk = chunk
+
+  @property
+  def running(self) -> list[Sequence]:
+    """Sequences in slots."""
+    return [sequence for sequence in self.slots if sequence]
+
+  def pages_for(self, tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // self._page_size)
+
+  def remaining(self, sequence: Sequence) -> int:
+    """Tokens that it may still draw."""
+    most = sequence.request.sampling.max_new_tokens - sequence.drawn
+    return min(most, self._context - len(sequence.tokens))
+
+  def cancel(self, number: int) -> None:
+    """Forgets a request, wherever it is."""
+    for sequence in [s for s in self.waiting if s.number == number]:
+      self.waiting.remove(sequence)
+    for sequence in self.running:
+      if sequence.number == number:
+        self.release(sequence)
+
+  def admit(self) -> Admitted:
+    """Gives slots and pages to those who wait, in their order."""
+    admitted = Admitted()
+    while self.waiting and None in self.slots:
+      sequence = self.waiting[0]
+      twin = self._twin(sequence)
+      whole = sequence.cached // self._page_size
+      shared = twin.pages[:whole] if twin else []
+      growth = sum(self._missing(s) for s in self.running)
+      needed = self.pages_for(self._after_chunk(sequence)) - len(shared)
+      if needed + growth > self.pages.free:
+        break
+      self.waiting.popleft()
+      self.pages.share(shared)
+      sequence.pages = shared + self.pages.take(needed)
+      sequence.slot = self.slots.index(None)
+      self.slots[sequence.slot] = sequence
+      if not twin:
+        admitted.to_read.append(sequence)
+      elif sequence.cached % self._page_size:
+        admitted.copies.append((twin.pages[whole], sequence.pages[whole]))
+    return admitted
+
+  def _twin(self, sequence: Sequence) -> Sequence | None:
+    """A sequence in a slot with the same prompt, to be shared."""
+    if sequence.drawn or sequence.to_score:
+      return None
+    prompt = sequence.request.prompt
+    return next((s for s in self.running if s.request.prompt == prompt), None)
+
+  def _after_chunk(self, sequence: Sequence) -> int:
+    """Tokens that the cache may have to hold of it when a chunk is over."""
+    return sequence.cached + min(self._chunk, self.remaining(sequence))
+
+  def _missing(self, sequence: Sequence) -> int:
+    """Pages that it needs for the next chunk, beyond those it has."""
+    needed = self.pages_for(self._after_chunk(sequence))
+    return max(needed - len(sequence.pages), 0)
+
+  def release(self, sequence: Sequence) -> None:
+    """Takes a sequence out of its slot, and its pages back."""
+    assert sequence.slot is not None
+    self.pages.give_back(sequence.pages)
+    self.slots[sequence.slot] = None
+    sequence.pages, sequence.slot = [], None
+
+  def make_room(self) -> None:
+    """Gives every sequence pages for a chunk; the youngest may have to wait."""
+    for sequence in sorted(self.running, key=lambda s: s.number):
+      while sequence.slot is not None:
+        missing = self._missing(sequence)
+        if missing <= self.pages.free:
+          sequence.pages += self.pages.take(missing)
+          break
+        youngest = max(self.running, key=lambda s: s.number)
+        self.release(youngest)
+        self.waiting.appendleft(youngest)
