@@ -147,6 +147,7 @@ def _decode(engine, prompts, new: int) -> float:
 def dsx(folder: str):
   """A function of a batch size that measures dsx."""
   from dsx.convert import deepseek as convert
+  from dsx.inference import decoding as decoding_lib
   from dsx.inference import engine as engine_lib
 
   config, variables = convert.load(folder, layout="layers")
@@ -154,7 +155,7 @@ def dsx(folder: str):
     batch: engine_lib.Engine(
       config,
       variables,
-      decoding=engine_lib.Decoding(
+      decoding=decoding_lib.Decoding(
         slots=batch, steps=32, context=PROMPT + NEW + 1
       ),
     )
@@ -311,6 +312,7 @@ def roofline() -> str:
   import jax.numpy as jnp
   import numpy as np
 
+  from dsx.inference import decoding as decoding_lib
   from dsx.inference import engine as engine_lib
   from dsx.ops import dtypes as dtypes_lib
 
@@ -334,7 +336,7 @@ def roofline() -> str:
         config,
         variables,
         dtypes=dtypes,
-        decoding=engine_lib.Decoding(
+        decoding=decoding_lib.Decoding(
           slots=batch, steps=64, context=2 * context
         ),
       )

@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks import report
 from dsx.data import pipeline
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -104,7 +105,7 @@ def _rows(path: str, rounds: int) -> list[list[str]]:
         found.config,
         variables,
         dtypes=found.dtypes,
-        decoding=engine_lib.Decoding(slots=slots, drafts=drafts, context=256),
+        decoding=decoding_lib.Decoding(slots=slots, drafts=drafts, context=256),
       )
       for drafts in (0, 1)
     ]

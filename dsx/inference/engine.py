@@ -21,14 +21,14 @@ One thread calls it. Legend (parallel/axes.py): B batch (the slots).
 
 import collections
 import contextlib
-import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from dsx.inference import chunk
 from dsx.inference import decode
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import prefill
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -38,7 +38,6 @@ from dsx.models import config as config_lib
 from dsx.models import decoder
 from dsx.models import layout
 from dsx.ops import dtypes as dtypes_lib
-from dsx.parallel import axes
 from dsx.parallel import sharding as sharding_lib
 
 # Tokens of prompts that are read at once, so that activations stay small.
@@ -46,65 +45,6 @@ _PREFILL_TOKENS = 8192
 # Shorter contexts and prompts are not worth programs of their own.
 _LEAST_CONTEXT = 256
 _LEAST_PROMPT = 64
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoding:
-  """How requests are batched; none of it changes what they say.
-
-  Attributes:
-    slots: B, sequences that are decoded at once.
-    page_size: tokens of a page.
-    cache_tokens: tokens that the cache has room for, all sequences together;
-      None for as many as all slots can need.
-    steps: steps of a chunk, after which tokens are handed out and new requests
-      are let in. More of them cost less, fewer answer sooner.
-    drafts: tokens that MTP modules propose per step, one module each.
-    context: longest prompt and answer together; None for as many tokens as
-      the model is meant for.
-  """
-
-  slots: int = 8
-  page_size: int = 64
-  cache_tokens: int | None = None
-  steps: int = 16
-  drafts: int = 0
-  context: int | None = None
-
-  def __post_init__(self):
-    least = {"drafts": 0, "context": 2}
-    for field in dataclasses.fields(self):
-      value, bound = getattr(self, field.name), least.get(field.name, 1)
-      if value is not None and value < bound:
-        raise ValueError(
-          f"{field.name}={value!r}: expected at least {bound}; raise it"
-        )
-
-
-class Stats(NamedTuple):
-  """Counts since the engine was made, and how full it is now.
-
-  Attributes:
-    running: sequences in slots.
-    waiting: requests without one.
-    prompt_tokens: tokens of prompts that were read, repeats included.
-    drawn_tokens: tokens that were drawn.
-    steps: steps of the model while there was something to draw.
-    drafted: drafts that were proposed.
-    accepted: drafts that stood.
-    cached_tokens: room that sequences hold in the cache, in tokens.
-    pool_tokens: room of the whole cache.
-  """
-
-  running: int
-  waiting: int
-  prompt_tokens: int
-  drawn_tokens: int
-  steps: int
-  drafted: int
-  accepted: int
-  cached_tokens: int
-  pool_tokens: int
 
 
 class Engine:
@@ -116,7 +56,7 @@ class Engine:
     variables,
     *,
     dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes(),  # noqa: B008, frozen
-    decoding: Decoding = Decoding(),
+    decoding: decoding_lib.Decoding = decoding_lib.Decoding(),  # noqa: B008
     eos: int | None = None,
     vocab_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -140,7 +80,7 @@ class Engine:
       ValueError: a number does not fit the model or the mesh.
     """
     self._decoding = decoding
-    self._check(config, decoding, mesh)
+    decoding_lib.check(decoding, config, mesh)
     self._model = decoder.Decoder(config, dtypes, n_mtp=decoding.drafts)
     self._mesh, self._sharding = mesh, sharding or sharding_lib.Sharding()
     self._eos = eos
@@ -167,42 +107,13 @@ class Engine:
         dtype=dtypes.compute,
         mtp=decoding.drafts,
       )
-      self._drafts = decode.Drafts.none(
+      self._drafts = chunk.Drafts.none(
         decoding.slots, decoding.drafts, self._vocab_size
       )
     # Whose drafts the device holds, by slot: those of others mean nothing.
     self._drafted: list[int | None] = [None] * decoding.slots
     self._next = 0
     self._counts: collections.Counter[str] = collections.Counter()
-
-  @staticmethod
-  def _check(config, decoding: Decoding, mesh) -> None:
-    if decoding.drafts > config.num_nextn_predict_layers:
-      raise ValueError(
-        f"drafts={decoding.drafts}: the model has "
-        f"{config.num_nextn_predict_layers} MTP module(s), each of which "
-        "proposes one token; lower it"
-      )
-    longest = config.max_position_embeddings
-    if decoding.context is not None and decoding.context > longest:
-      raise ValueError(
-        f"context={decoding.context}: expected at most "
-        f"max_position_embeddings={longest}, the model's context; shorten it"
-      )
-    shape = {} if mesh is None else mesh.shape
-    for axis in (axes.PIPE, axes.CONTEXT):
-      if shape.get(axis, 1) > 1:
-        raise ValueError(
-          f"mesh axis {axis!r} of {shape[axis]} devices: decoding spreads over "
-          f"{', '.join(axes.BATCH_MESH_AXES)} and {axes.TENSOR} alone; set it "
-          "to 1"
-        )
-    shards = math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
-    if decoding.slots % shards:
-      raise ValueError(
-        f"slots={decoding.slots}: expected a multiple of the {shards} devices "
-        "that the mesh divides a batch over; change either"
-      )
 
   @contextlib.contextmanager
   def _scope(self):
@@ -223,10 +134,10 @@ class Engine:
     return bool(self._scheduler.waiting or self._scheduler.running)
 
   @property
-  def stats(self) -> Stats:
+  def stats(self) -> decoding_lib.Stats:
     """Counts, see `Stats`."""
     size, pages = self._decoding.page_size, self._scheduler.pages
-    return Stats(
+    return decoding_lib.Stats(
       running=len(self._scheduler.running),
       waiting=len(self._scheduler.waiting),
       cached_tokens=(pages.total - pages.free) * size,
@@ -371,8 +282,7 @@ class Engine:
 
   def _divisible(self, rows: int) -> int:
     """Rows that the mesh can divide a batch into."""
-    shape = {} if self._mesh is None else self._mesh.shape
-    shards = math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
+    shards = decoding_lib.batch_shards(self._mesh)
     return -(-rows // shards) * shards
 
   def _scored(self, sequence: scheduler.Sequence, scores) -> request_lib.Update:
@@ -431,13 +341,13 @@ class Engine:
         table[slot, : len(sequence.pages)] = sequence.pages
     return table
 
-  def _state(self) -> decode.State:
+  def _state(self) -> chunk.State:
     state = np.zeros((3, len(self._scheduler.slots)), np.int32)
     for slot, sequence in enumerate(self._scheduler.slots):
       if sequence:
         remaining = self._scheduler.remaining(sequence)
         state[:, slot] = sequence.tokens[-1], sequence.cached, remaining
-    return decode.State(*state)
+    return chunk.State(*state)
 
   def _stop(self):
     stop = np.full(
@@ -457,7 +367,7 @@ class Engine:
     eos = () if self._eos is None or how.ignore_eos else (self._eos,)
     return (*eos, *how.stop_tokens)
 
-  def _count(self, drawn: decode.Drawn) -> None:
+  def _count(self, drawn: chunk.Drawn) -> None:
     worked = drawn.count > 0
     self._counts["steps"] += int(worked.any(1).sum())
     self._counts["drawn_tokens"] += int(drawn.count.sum())

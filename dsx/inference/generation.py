@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 
-from dsx.inference import engine as engine_lib
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling as sampling_lib
 from dsx.parallel import mesh as mesh_lib
@@ -35,7 +35,7 @@ class Generation:
   seed: int = 0
   samples: int = 1
   sampling: sampling_lib.Sampling = sampling_lib.Sampling()
-  decoding: engine_lib.Decoding = engine_lib.Decoding()
+  decoding: decoding_lib.Decoding = decoding_lib.Decoding()
   mesh: mesh_lib.MeshShape | None = None
   sharding: sharding_lib.Sharding = sharding_lib.Sharding()
 

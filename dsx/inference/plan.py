@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from dsx.data import vocab as vocab_lib
-from dsx.inference import engine as engine_lib
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import generation as generation_lib
 from dsx.inference import prompts_file
 from dsx.inference import sampling as sampling_lib
@@ -104,7 +104,7 @@ def make(
 
 
 def _check(
-  decoding: engine_lib.Decoding,
+  decoding: decoding_lib.Decoding,
   vocabulary: vocab_lib.Vocabulary,
   config: config_lib.DeepSeekConfig,
 ) -> None:
@@ -154,7 +154,7 @@ def _no_larger_than_needed(
   lengths: Sequence[int],
   window: int,
   shards: int,
-) -> engine_lib.Decoding:
+) -> decoding_lib.Decoding:
   """Slots and a cache for the prompts at hand."""
   context = min(window, max(lengths) + how.sampling.max_new_tokens)
   texts = how.samples * len(lengths)
@@ -167,8 +167,8 @@ def _no_larger_than_needed(
 
 
 def _streaming(
-  decoding: engine_lib.Decoding, shards: int, context: int
-) -> engine_lib.Decoding:
+  decoding: decoding_lib.Decoding, shards: int, context: int
+) -> decoding_lib.Decoding:
   """For one text, whose tokens come a few at a time."""
   steps = min(decoding.steps, _STREAMED_STEPS)
   return dataclasses.replace(

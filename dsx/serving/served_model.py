@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
@@ -13,7 +14,7 @@ from dsx.training import pretrained
 
 def decoding(
   found: pretrained.Pretrained, serving: settings.Serving
-) -> engine_lib.Decoding:
+) -> decoding_lib.Decoding:
   """How the engine decodes, once it is found to suit the model.
 
   Raises:
@@ -37,7 +38,7 @@ def decoding(
       f"window={window}: expected 2 to max_position_embeddings={longest}, the "
       "model's context; change it"
     )
-  return engine_lib.Decoding(
+  return decoding_lib.Decoding(
     slots=serving.slots,
     drafts=serving.drafts,
     context=window,
@@ -66,7 +67,7 @@ def mesh(serving: settings.Serving) -> jax.sharding.Mesh | None:
 
 def builder(
   found: pretrained.Pretrained,
-  how: engine_lib.Decoding,
+  how: decoding_lib.Decoding,
   devices: jax.sharding.Mesh | None,
   sharding: sharding_lib.Sharding,
 ) -> Callable[[], engine_lib.Engine]:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import openai
 
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -159,7 +160,7 @@ class OpenAiClientTest(ServeTestCase):
       found.config,
       found.read(layout="layers", mtp=True),
       dtypes=found.dtypes,
-      decoding=engine_lib.Decoding(context=server_process.CONTEXT, drafts=1),
+      decoding=decoding_lib.Decoding(context=server_process.CONTEXT, drafts=1),
       vocab_size=found.vocabulary.size,
     )
     how = sampling.Sampling(max_new_tokens=20, temperature=0.8, seed=5)

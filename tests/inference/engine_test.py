@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -33,7 +34,7 @@ def _engine(config=None, variables=None, **options):
   return engine_lib.Engine(
     config,
     tiny.variables(config) if variables is None else variables,
-    decoding=engine_lib.Decoding(**(fields | options)),
+    decoding=decoding_lib.Decoding(**(fields | options)),
     **made,
   )
 

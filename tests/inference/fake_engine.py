@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Callable
 
-from dsx.inference import engine
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import request as request_lib
 
 
@@ -51,11 +51,11 @@ class FakeEngine:
     return bool(self._left)
 
   @property
-  def stats(self) -> engine.Stats:
-    counts = dict.fromkeys(engine.Stats._fields, 0)
+  def stats(self) -> decoding_lib.Stats:
+    counts = dict.fromkeys(decoding_lib.Stats._fields, 0)
     waiting = max(len(self._left) - self._slots, 0)
     known = {"waiting": waiting, "drafted": 8, "accepted": 6}
-    return engine.Stats(**counts | known)
+    return decoding_lib.Stats(**counts | known)
 
   def step(self) -> list[request_lib.Update]:
     # The later of two requests is told of first: nobody may rely on an order.

@@ -3,7 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from dsx.inference import engine
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import generation
 from dsx.inference import sampling
 
@@ -11,7 +11,8 @@ from dsx.inference import sampling
 class GenerationTest(parameterized.TestCase):
   def test_given_values_go_where_they_belong(self):
     how = generation.Generation(
-      sampling=sampling.Sampling(top_k=3), decoding=engine.Decoding(steps=5)
+      sampling=sampling.Sampling(top_k=3),
+      decoding=decoding_lib.Decoding(steps=5),
     )
     found = how.replace(
       temperature=0.0, slots=2, samples=4, seed=7, context=None, stop=("a",)
@@ -22,7 +23,7 @@ class GenerationTest(parameterized.TestCase):
         seed=7,
         samples=4,
         sampling=sampling.Sampling(temperature=0.0, top_k=3, stop=("a",)),
-        decoding=engine.Decoding(slots=2, steps=5),
+        decoding=decoding_lib.Decoding(slots=2, steps=5),
       ),
     )
     self.assertEqual(how.replace(seed=None), how)

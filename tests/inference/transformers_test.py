@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dsx.convert import deepseek as convert
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -52,7 +53,7 @@ def _ours(folder, prompts, drafts: int = 0, **options):
   engine = engine_lib.Engine(
     config,
     variables,
-    decoding=engine_lib.Decoding(slots=len(prompts), drafts=drafts),
+    decoding=decoding_lib.Decoding(slots=len(prompts), drafts=drafts),
   )
   how = sampling.Sampling(max_new_tokens=_TOKENS, temperature=0.0)
   numbers = [

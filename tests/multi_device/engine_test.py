@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
@@ -33,7 +34,7 @@ def _answers(variables, *, temperature, mesh=None, sharding=None):
   engine = engine_lib.Engine(
     _config(),
     variables,
-    decoding=engine_lib.Decoding(slots=4, page_size=4, steps=4, drafts=1),
+    decoding=decoding_lib.Decoding(slots=4, page_size=4, steps=4, drafts=1),
     mesh=mesh,
     sharding=sharding,
   )

@@ -1,0 +1,113 @@
+"""How requests are batched, and counts of how that goes."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+
+from dsx.models import config as config_lib
+from dsx.parallel import axes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """How requests are batched; none of it changes what they say.
+
+  Attributes:
+    slots: B, sequences that are decoded at once.
+    page_size: tokens of a page.
+    cache_tokens: tokens that the cache has room for, all sequences together;
+      None for as many as all slots can need.
+    steps: steps of a chunk, after which tokens are handed out and new requests
+      are let in. More of them cost less, fewer answer sooner.
+    drafts: tokens that MTP modules propose per step, one module each.
+    context: longest prompt and answer together; None for as many tokens as
+      the model is meant for.
+  """
+
+  slots: int = 8
+  page_size: int = 64
+  cache_tokens: int | None = None
+  steps: int = 16
+  drafts: int = 0
+  context: int | None = None
+
+  def __post_init__(self):
+    least = {"drafts": 0, "context": 2}
+    for field in dataclasses.fields(self):
+      value, bound = getattr(self, field.name), least.get(field.name, 1)
+      if value is not None and value < bound:
+        raise ValueError(
+          f"{field.name}={value!r}: expected at least {bound}; raise it"
+        )
+
+
+class Stats(NamedTuple):
+  """Counts since the engine was made, and how full it is now.
+
+  Attributes:
+    running: sequences in slots.
+    waiting: requests without one.
+    prompt_tokens: tokens of prompts that were read, repeats included.
+    drawn_tokens: tokens that were drawn.
+    steps: steps of the model while there was something to draw.
+    drafted: drafts that were proposed.
+    accepted: drafts that stood.
+    cached_tokens: room that sequences hold in the cache, in tokens.
+    pool_tokens: room of the whole cache.
+  """
+
+  running: int
+  waiting: int
+  prompt_tokens: int
+  drawn_tokens: int
+  steps: int
+  drafted: int
+  accepted: int
+  cached_tokens: int
+  pool_tokens: int
+
+
+def batch_shards(mesh: jax.sharding.Mesh | None) -> int:
+  """Devices that a mesh divides a batch over."""
+  shape = {} if mesh is None else mesh.shape
+  return math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
+
+
+def check(
+  decoding: Decoding,
+  config: config_lib.DeepSeekConfig,
+  mesh: jax.sharding.Mesh | None = None,
+) -> None:
+  """Refuses what a model or a mesh has no room for.
+
+  Raises:
+    ValueError: and why.
+  """
+  if decoding.drafts > config.num_nextn_predict_layers:
+    raise ValueError(
+      f"drafts={decoding.drafts}: the model has "
+      f"{config.num_nextn_predict_layers} MTP module(s), each of which "
+      "proposes one token; lower it"
+    )
+  longest = config.max_position_embeddings
+  if decoding.context is not None and decoding.context > longest:
+    raise ValueError(
+      f"context={decoding.context}: expected at most "
+      f"max_position_embeddings={longest}, the model's context; shorten it"
+    )
+  shape = {} if mesh is None else mesh.shape
+  for axis in (axes.PIPE, axes.CONTEXT):
+    if shape.get(axis, 1) > 1:
+      raise ValueError(
+        f"mesh axis {axis!r} of {shape[axis]} devices: decoding spreads over "
+        f"{', '.join(axes.BATCH_MESH_AXES)} and {axes.TENSOR} alone; set it "
+        "to 1"
+      )
+  shards = batch_shards(mesh)
+  if decoding.slots % shards:
+    raise ValueError(
+      f"slots={decoding.slots}: expected a multiple of the {shards} devices "
+      "that the mesh divides a batch over; change either"
+    )
