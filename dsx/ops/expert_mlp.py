@@ -181,7 +181,9 @@ def _outer(x, dy):
 def _slots(index, n_experts):
   capacity = -(-int(_SLACK * index.size) // n_experts)
   capacity = min(-(-capacity // 8) * 8, index.shape[0])
-  return expert_slots.assign(index, n_experts, capacity, _ROWS)
+  # Where few tokens share an expert, blocks of the overflow are small too.
+  rows = min(_ROWS, capacity)
+  return expert_slots.assign(index, n_experts, capacity, rows)
 
 
 def _shares(weight, copy, filled):

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsx.ops import expert_mlp
 
-FAST = ("slots", "grouped")
+FAST = ("slots", "grouped", "lookup")
 
 
 def _inputs(n_tokens=19, n_experts=5, k=2, d=6, f=4, skew=0.0):
