@@ -5,54 +5,29 @@
 Each case is a real command line in a fresh workdir. It passes if the process
 ends with an exit code that is not 0, says why in one line on standard error,
 and shows no traceback. Full disks are small tmpfs mounts, which takes root on
-Linux; without it these cases are left out. --record writes docs/bad_inputs.md.
+Linux; without it these cases are left out. --record writes the section
+"Training" of docs/bad_inputs.md.
 """
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 
 from absl import app
 from absl import flags
 
+from benchmarks import bad_input_cases as cases
 from benchmarks import report
 from dsx.training import checkpoint
-from experiments import provenance
 
 _RECORD = flags.DEFINE_bool("record", False, "Write docs/bad_inputs.md.")
 _ONLY = flags.DEFINE_string("only", ".", "Cases whose name matches this.")
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-_PAGE = _ROOT / "docs" / "bad_inputs.md"
 _GIN = "gin_configs/runs/ci.gin"
-_LIMIT = 300  # seconds that any one process may take
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """How a command ended.
-
-  Attributes:
-    code: exit code.
-    lines: of standard error.
-    output: standard output.
-    seconds: how long it took.
-  """
-
-  code: int
-  lines: list[str]
-  output: str
-  seconds: float
 
 
 class Place:
@@ -75,39 +50,18 @@ class Place:
     """Removes the workdir."""
     shutil.rmtree(self.workdir, ignore_errors=True)
 
-  def train(self, *more: str, gin: str = _GIN, workdir=None) -> Outcome:
+  def train(self, *more: str, gin: str = _GIN, workdir=None) -> cases.Outcome:
     """Runs the trainer; bindings are arguments without a leading dash."""
-    command = [sys.executable, "-m", "experiments.pretrain"]
-    command += [f"--gin_file={gin}", f"--workdir={workdir or self.workdir}"]
+    arguments = [f"--gin_file={gin}", f"--workdir={workdir or self.workdir}"]
     bindings = [
       f"pipeline.Data.cache_dir = '{self.folder}/data'",
       self.data,
       "pretraining.Pretraining.sample_tokens = 0",
       *(word for word in more if not word.startswith("--")),
     ]
-    command += [f"--gin_bindings={binding}" for binding in bindings]
-    command += [word for word in more if word.startswith("--")]
-    environment = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    start = time.monotonic()
-    done = subprocess.run(
-      command,
-      cwd=_ROOT,
-      env=environment,
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=_LIMIT,
-      check=False,
-    )
-    seconds = time.monotonic() - start
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return Outcome(done.returncode, lines, done.stdout, seconds)
+    arguments += [f"--gin_bindings={binding}" for binding in bindings]
+    arguments += [word for word in more if word.startswith("--")]
+    return cases.call("pretrain", arguments, compiled=self.folder / "compiled")
 
   def steps(self, workdir=None) -> list[int]:
     """The complete checkpoints."""
@@ -115,28 +69,7 @@ class Place:
     return checkpoint.Checkpointer(folder).steps()
 
 
-@contextlib.contextmanager
-def tmpfs(folder: pathlib.Path, size: str):
-  """Mounts a small file system; root alone may."""
-  folder.mkdir(parents=True, exist_ok=True)
-  mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-  subprocess.run(mount, check=True, capture_output=True)
-  try:
-    yield folder
-  finally:
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def can_mount(folder: pathlib.Path) -> bool:
-  """Whether `tmpfs` works here."""
-  try:
-    with tmpfs(folder / "probe", "1m"):
-      return True
-  except (OSError, subprocess.CalledProcessError):
-    return False
-
-
-def trained(place: Place) -> Outcome:
+def trained(place: Place) -> cases.Outcome:
   """Trains to the end, for what is to be damaged afterwards."""
   outcome = place.train()
   if outcome.code:
@@ -154,61 +87,60 @@ def prepared(place: Place) -> pathlib.Path:
   return found[0]
 
 
-def bound(*words: str) -> Callable[[Place], Outcome]:
+def bound(*words: str) -> Callable[[Place], cases.Outcome]:
   """A case of bindings or flags alone."""
   return lambda place: place.train(*words)
 
 
-def unknown_file(place: Place) -> Outcome:
+def unknown_file(place: Place) -> cases.Outcome:
   """A gin file whose name is misspelt."""
   return place.train(gin="gin_configs/runs/v3_tinny.gin")
 
 
-def not_a_folder(place: Place) -> Outcome:
+def not_a_folder(place: Place) -> cases.Outcome:
   """A workdir that is a file."""
   (place.folder / "file").write_text("")
   return place.train(workdir=place.folder / "file")
 
 
-def below_a_file(place: Place) -> Outcome:
+def below_a_file(place: Place) -> cases.Outcome:
   """A workdir below a file."""
   (place.folder / "file").write_text("")
   return place.train(workdir=place.folder / "file" / "run")
 
 
-def unwritable(place: Place) -> Outcome:
+def unwritable(place: Place) -> cases.Outcome:
   """A workdir where nothing can be made."""
   return place.train(workdir="/proc/dsx")
 
 
-def read_only(place: Place) -> Outcome:
+def read_only(place: Place) -> cases.Outcome:
   """A workdir on a disk that cannot be written."""
-  with tmpfs(place.folder / "small", "1m") as small:
-    remount = ["mount", "-o", "remount,ro", str(small)]
-    subprocess.run(remount, check=True)
+  with cases.tmpfs(place.folder / "small", "1m") as small:
+    cases.make_read_only(small)
     return place.train(workdir=small / "run")
 
 
-def full(place: Place) -> Outcome:
+def full(place: Place) -> cases.Outcome:
   """A workdir without room for one checkpoint."""
-  with tmpfs(place.folder / "small", "512k") as small:
+  with cases.tmpfs(place.folder / "small", "512k") as small:
     return place.train(workdir=small / "run")
 
 
-def filling_up(place: Place) -> Outcome:
+def filling_up(place: Place) -> cases.Outcome:
   """A disk that is full after a few checkpoints."""
-  with tmpfs(place.folder / "small", "4m") as small:
+  with cases.tmpfs(place.folder / "small", "4m") as small:
     outcome = place.train(workdir=small / "run")
     return _told(outcome, _recovers(place, small / "run"))
 
 
-def filled_metrics(place: Place) -> Outcome:
+def filled_metrics(place: Place) -> cases.Outcome:
   """A disk that somebody else has filled meanwhile."""
-  with tmpfs(place.folder / "small", "24m") as small:
+  with cases.tmpfs(place.folder / "small", "24m") as small:
     run = small / "run"
     place.train("--gin.Pretraining.max_skipped_in_a_row=3", workdir=run)
     shutil.rmtree(run / "checkpoints" / str(place.steps(run)[-1]))
-    (small / "ballast").write_bytes(b"\0" * (shutil.disk_usage(small).free))
+    cases.fill(small)
     return _told(place.train(workdir=run), _recovers(place, run))
 
 
@@ -225,18 +157,18 @@ def _recovers(place: Place, run: pathlib.Path) -> str:
   return f"{words} on another disk" if good else f"NOT {words}"
 
 
-def _told(outcome: Outcome, more: str) -> Outcome:
+def _told(outcome: cases.Outcome, more: str) -> cases.Outcome:
   print(f"    {more}", flush=True)
   return dataclasses.replace(outcome, output=more)
 
 
-def other_config(place: Place) -> Outcome:
+def other_config(place: Place) -> cases.Outcome:
   """The workdir of a run with another width."""
   trained(place)
   return place.train("config.DeepSeekConfig.hidden_size = 48")
 
 
-def other_text(place: Place) -> Outcome:
+def other_text(place: Place) -> cases.Outcome:
   """A resume after the corpus has grown."""
   trained(place)
   with (place.folder / "corpus" / "00.txt").open("a") as stream:
@@ -244,7 +176,7 @@ def other_text(place: Place) -> Outcome:
   return place.train()
 
 
-def corrupt_record(place: Place) -> Outcome:
+def corrupt_record(place: Place) -> cases.Outcome:
   """Flipped bits in the middle of a shard."""
   trained(place)
   shard = prepared(place) / "train-00000.array_record"
@@ -256,7 +188,7 @@ def corrupt_record(place: Place) -> Outcome:
   return place.train()
 
 
-def truncated_shard(place: Place) -> Outcome:
+def truncated_shard(place: Place) -> cases.Outcome:
   """Half a shard."""
   trained(place)
   shard = prepared(place) / "train-00000.array_record"
@@ -265,28 +197,28 @@ def truncated_shard(place: Place) -> Outcome:
   return place.train()
 
 
-def empty_corpus(place: Place) -> Outcome:
+def empty_corpus(place: Place) -> cases.Outcome:
   """Forty empty files."""
   for path in (place.folder / "corpus").iterdir():
     path.write_text("")
   return place.train()
 
 
-def short_corpus(place: Place) -> Outcome:
+def short_corpus(place: Place) -> cases.Outcome:
   """Forty files of one letter."""
   for path in (place.folder / "corpus").iterdir():
     path.write_text("a")
   return place.train()
 
 
-def not_utf8(place: Place) -> Outcome:
+def not_utf8(place: Place) -> cases.Outcome:
   """A file in another encoding."""
   path = place.folder / "corpus" / "07.txt"
   path.write_bytes(b"caf\xe9 au lait")
   return place.train()
 
 
-def not_json(place: Place) -> Outcome:
+def not_json(place: Place) -> cases.Outcome:
   """A line that is no JSON."""
   path = place.folder / "corpus.jsonl"
   path.write_text('{"text": "good"}\n{"text": bad}\n')
@@ -295,20 +227,11 @@ def not_json(place: Place) -> Outcome:
   )
 
 
-def damage(step: pathlib.Path) -> None:
-  """Flips a bit of the largest file of a checkpoint."""
-  files = [path for path in step.rglob("*") if path.is_file()]
-  largest = max(files, key=lambda path: path.stat().st_size)
-  content = bytearray(largest.read_bytes())
-  content[len(content) // 2] ^= 16
-  largest.write_bytes(content)
-
-
-def damaged_newest(place: Place) -> Outcome:
+def damaged_newest(place: Place) -> cases.Outcome:
   """A flipped bit in the newest checkpoint."""
   trained(place)
   digest = json.loads((place.workdir / "summary.json").read_text())
-  damage(place.workdir / "checkpoints" / str(place.steps()[-1]))
+  cases.damage(place.workdir / "checkpoints" / str(place.steps()[-1]))
   outcome = place.train()
   again = json.loads((place.workdir / "summary.json").read_text())
   same = digest["state_digest"] == again["state_digest"]
@@ -320,15 +243,15 @@ def damaged_newest(place: Place) -> Outcome:
   )
 
 
-def damaged_all(place: Place) -> Outcome:
+def damaged_all(place: Place) -> cases.Outcome:
   """A flipped bit in every checkpoint."""
   trained(place)
   for step in place.steps():
-    damage(place.workdir / "checkpoints" / str(step))
+    cases.damage(place.workdir / "checkpoints" / str(step))
   return place.train()
 
 
-_CASES: dict[str, Callable[[Place], Outcome]] = {
+_CASES: dict[str, Callable[[Place], cases.Outcome]] = {
   "misspelt binding": bound("pretraining.Pretraining.log_evry = 5"),
   "misspelt class": bound("pretraining.Pretrainning.log_every = 5"),
   "binding never used": bound("mesh.Mesh.data = 2"),
@@ -383,42 +306,19 @@ _NEED_MOUNT = (
 _GOOD = ("damaged newest checkpoint",)  # it goes on, and says so
 
 
-def passes(name: str, outcome: Outcome) -> bool:
+def passes(name: str, outcome: cases.Outcome) -> bool:
   """Whether a case ended as it should."""
   if name in _GOOD:
     return outcome.code == 0 and "ANOTHER" not in outcome.output
-  told = len(outcome.lines) == 1 and "Traceback" not in outcome.lines[0]
-  return outcome.code > 0 and told and "NOT" not in outcome.output
+  return cases.is_one_line(outcome) and "NOT" not in outcome.output
 
 
-def row(name: str, outcome: Outcome, folder: pathlib.Path) -> list[str]:
+def row(name: str, outcome: cases.Outcome, folder: pathlib.Path) -> list[str]:
   """One line of the table."""
   said = outcome.lines[-1] if outcome.lines else ""
   if name in _GOOD or name in _NEED_MOUNT[2:]:
     said = "; ".join(filter(None, (said, f"({outcome.output})")))
-  said = said.replace(str(folder), "DIR").replace(str(_ROOT), "REPOSITORY")
-  said = said.replace("|", "\\|").replace("*", "\\*")
-  return [name, said, str(outcome.code), f"{outcome.seconds:.0f}"]
-
-
-def run(names) -> tuple[list[list[str]], list[str]]:
-  """Tries every case; returns the rows and the names of those that failed."""
-  rows, failed = [], []
-  for name in names:
-    with tempfile.TemporaryDirectory(prefix="dsx_bad_") as temporary:
-      folder = pathlib.Path(temporary)
-      compiled = pathlib.Path(tempfile.gettempdir(), f"dsx_bad_{os.getpid()}")
-      compiled.mkdir(exist_ok=True)
-      (folder / "compiled").symlink_to(compiled)
-      outcome = _CASES[name](Place(folder))
-      rows.append(row(name, outcome, folder))
-    good = passes(name, outcome)
-    failed += [] if good else [name]
-    print(f"{'ok  ' if good else 'FAIL'} {rows[-1]}", flush=True)
-    if not good:
-      print("\n".join(outcome.lines[-12:]), flush=True)
-  shutil.rmtree(compiled, ignore_errors=True)
-  return rows, failed
+  return cases.row(name, said, outcome, folder)
 
 
 def main(argv):
@@ -426,27 +326,19 @@ def main(argv):
   if argv[1:]:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   names = [name for name in _CASES if re.search(_ONLY.value, name)]
-  with tempfile.TemporaryDirectory() as temporary:
-    if not can_mount(pathlib.Path(temporary)):
-      print("no mounts here: cases of full disks are left out")
-      names = [name for name in names if name not in _NEED_MOUNT]
-  rows, failed = run(names)
-  header = ["input", "what it printed", "exit code", "seconds"]
-  text = report.table(header, rows)
+  names = cases.mountable(names, _NEED_MOUNT)
+  rows, failed = cases.run(
+    names, lambda name, folder: _CASES[name](Place(folder)), passes, row
+  )
+  text = report.table(list(cases.HEADER), rows)
   print(text)
   print(f"{len(rows) - len(failed)} of {len(rows)} as they should be")
   if _RECORD.value:
-    versions = provenance.provenance()
-    _PAGE.write_text(
-      "# Bad inputs\n\nEvery bad input tried on `experiments.pretrain` "
-      "with `gin_configs/runs/ci.gin`, what it printed on standard error (one "
-      "line, no traceback), and its exit code. `DIR` stands for a temporary "
-      "folder, `REPOSITORY` for this one; exit code 2 is a mistake found "
-      "before JAX is imported. Seconds are those of a busy machine.\n\n"
-      f"`python -m benchmarks.bad_inputs --record`, "
-      f"{datetime.date.today().isoformat()}, {report.processor()}, Python "
-      f"{versions['python']}, jax {versions['jax']}, commit "
-      f"{versions['commit'][:10]}.\n\n{text}\n"
+    cases.record(
+      "Training",
+      "bad_inputs",
+      f"Tried on `experiments.pretrain` with `{_GIN}`.",
+      text,
     )
   return 1 if failed else 0
 
