@@ -34,6 +34,7 @@ from dsx.models import config as config_lib
 
 PROMPT, NEW = 32, 96
 BATCHES = (1, 32)
+ROOFLINE_BATCHES = (1, 8, 32, 128)
 # 13.6M parameters, deep and fine-grained as V3 is.
 CONFIG = config_lib.DeepSeekConfig(
   vocab_size=4096,
@@ -331,7 +332,7 @@ def roofline() -> str:
   dtypes = dtypes_lib.Dtypes(param="bfloat16", compute="bfloat16")
   for name, config in (("v3_small", V3_SMALL), ("V2-Lite's shape", V2_LITE)):
     variables = _variables(config, "bfloat16")
-    for batch in (1, 8, 32, 128):
+    for batch in ROOFLINE_BATCHES:
       engine = engine_lib.Engine(
         config,
         variables,

@@ -4,6 +4,7 @@ import datetime
 import os
 import pathlib
 import platform
+import subprocess
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "docs/benchmarks.md"
 
@@ -39,8 +40,19 @@ def processor() -> str:
   return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def commit() -> str:
+  """The commit that is checked out, with `+` if files differ from it."""
+  described = subprocess.run(
+    ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"],
+    cwd=RESULTS.parents[1],
+    capture_output=True,
+    text=True,
+  )
+  return described.stdout.strip() or "unknown"
+
+
 def record(title: str, body: str) -> None:
-  """Appends a dated section to docs/benchmarks.md.
+  """Appends a section to docs/benchmarks.md, with date, hardware and commit.
 
   Args:
     title: of the section.
@@ -55,4 +67,6 @@ def record(title: str, body: str) -> None:
       encoding="utf-8",
     )
   with RESULTS.open("a", encoding="utf-8") as results:
-    results.write(f"\n## {title}\n\n{today}, {processor()}.\n\n{body}\n")
+    results.write(
+      f"\n## {title}\n\n{today}, {processor()}, commit {commit()}.\n\n{body}\n"
+    )

@@ -85,7 +85,10 @@ class DeepSeekConfig:
     rms_norm_eps: epsilon of every RMSNorm.
     initializer_range: standard deviation of the initial weights (4.2: 0.006).
     mtp_hidden: which hidden state of the main model enters the first MTP
-      module, after (`post_norm`) or before (`pre_norm`) the final RMSNorm.
+      module, after (`post_norm`) or before (`pre_norm`) the final RMSNorm. The
+      report does not say; drafts of both are accepted alike
+      (docs/decoding.md), and other systems run the released weights with the
+      former.
   """
 
   vocab_size: int = 129280
