@@ -160,7 +160,7 @@ def write(
   """
   target = pathlib.Path(target).expanduser()
   planned = plan(source, options)
-  _check_apart(source, target)
+  check_apart(source.place, target)
   task = {
     "source": json.loads(json.dumps(source.identity)),
     "options": planned.options,
@@ -190,9 +190,17 @@ def write(
   return f"{target}: {byte_progress.size(planned.n_bytes)} written{went_on}"
 
 
-def _check_apart(source, target: pathlib.Path) -> None:
-  """Refuses a target that is the source, or lies in it."""
-  home, goal = pathlib.Path(source.place).resolve(), target.resolve()
+def check_apart(
+  source: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> None:
+  """Refuses a target that is the source, or lies in it.
+
+  Raises:
+    ValueError: if it does.
+  """
+  home, goal = (
+    pathlib.Path(place).expanduser().resolve() for place in (source, target)
+  )
   if goal == home or home in goal.parents:
     raise ValueError(
       f"{target}: the source or a folder in it; give another target"

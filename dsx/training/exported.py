@@ -8,6 +8,7 @@ import os
 
 from dsx.convert import conversion
 from dsx.training import checkpoint_source
+from dsx.training import workdir as workdir_lib
 
 
 def write(
@@ -41,6 +42,8 @@ def write(
   found = checkpoint_source.find(
     source, step=step, average=average, vocabulary=vocabulary
   )
+  # Whatever lies there, a run may take for a step, or remove.
+  conversion.check_apart(found.workdir / workdir_lib.CHECKPOINTS, target)
   conversion.plan(found, options)  # what does not go together costs no reading
   found.verify(progress)
   return conversion.write(found, target, options, progress=progress)

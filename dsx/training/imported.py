@@ -22,6 +22,7 @@ import shutil
 import numpy as np
 
 from dsx.convert import byte_progress
+from dsx.convert import conversion
 from dsx.convert import data_check
 from dsx.convert import encoding as encoding_lib
 from dsx.convert import huggingface_source
@@ -105,6 +106,7 @@ def write(
   if _is_complete(target, identity):
     return f"{target}: complete already; nothing was done"
   resumed = _claim(target)
+  conversion.check_apart(source, target)
   size = sum(array.n_bytes for array in arrays)
   try:
     if not resumed:

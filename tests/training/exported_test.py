@@ -227,6 +227,13 @@ class ExportedRunTest(parameterized.TestCase):
     self.assert_refused("no good step 5 in checkpoint directory", step=5)
     self.assert_refused("vocabulary: cannot read 'x'", vocabulary="x")
 
+  def test_a_target_among_the_checkpoints(self):
+    for place in ("checkpoints/x", "checkpoints/8/x"):
+      target = self.workdir / place
+      with self.assertRaisesRegex(ValueError, "the source or a folder in it"):
+        exported.write(self.workdir, target, _options())
+      self.assertFalse(target.exists())
+
   def test_an_average_that_is_not_kept(self):
     run = workdirs.run(self.run_.data, ema_decay=None)
     workdirs.save(self.folder / "plain", run, {4: self.states[4]})

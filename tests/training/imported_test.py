@@ -316,6 +316,10 @@ class BadInputTest(Base):
       source,
       target=source,
     )
+    for place in (source / "x", source / ".." / "hf" / "x" / "y"):
+      message = "the source or a folder in it; give another target"
+      self.assert_refused(message, source, target=place)
+      self.assertFalse(place.exists())
     imported.write(source, self.target)
     said = imported.write(source, self.target)
     self.assertIn("run: complete already; nothing was done", said)
