@@ -63,15 +63,21 @@ class Writer:
     self._file = check(path)
     self.partial = self._file.with_name(self._file.name + _PARTIAL)
     self._lines = 0
+    self._failed = False
     self._out = self.partial.open("w", encoding="utf-8", newline="\n")
 
   def __enter__(self) -> "Writer":
     return self
 
   def __exit__(self, error, *unused) -> None:
-    with self._out:
-      self._out.flush()
-      os.fsync(self._out.fileno())
+    try:
+      with self._out:
+        self._out.flush()
+        os.fsync(self._out.fileno())
+    except OSError as failure:
+      # What is left of a line that the disk refused before is no news.
+      if not self._failed:
+        raise self._explained(failure) from failure
     if error is None:
       os.replace(self.partial, self._file)
     elif self._lines:
@@ -84,10 +90,24 @@ class Writer:
 
     Args:
       record: of what JSON can hold; numbers that are not finite become null.
+
+    Raises:
+      ValueError: the disk is full, or fails.
     """
-    self._out.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
-    self._out.flush()
+    line = json.dumps(_finite(record), ensure_ascii=False) + "\n"
+    try:
+      self._out.write(line)
+      self._out.flush()
+    except OSError as error:
+      self._failed = True
+      raise self._explained(error) from error
     self._lines += 1
+
+  def _explained(self, error: OSError) -> ValueError:
+    return ValueError(
+      f"{self.partial}: {error.strerror or error} after {self._lines} "
+      "answer(s); make room, or give another --output"
+    )
 
 
 def _finite(value: Any) -> Any:

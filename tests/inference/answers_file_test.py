@@ -55,6 +55,36 @@ class AnswersFileTest(parameterized.TestCase):
         raise ValueError("no weights")
     self.assertEmpty(self.names())
 
+  @parameterized.parameters(0, 1)
+  def test_a_full_disk(self, lines):
+    """What was written before stays, and one line says what happened."""
+    with self.assertRaises(ValueError) as caught:
+      with answers_file.Writer(self.path) as writer:
+        for _ in range(lines):
+          writer.write({"text": "a"})
+        # Every write to this device fails for want of room.
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, writer._out.fileno())
+        os.close(full)
+        writer.write({"text": "b"})
+    self.assertEqual(
+      str(caught.exception),
+      f"{self.path}.partial: No space left on device after {lines} answer(s); "
+      "make room, or give another --output",
+    )
+    self.assertEqual(self.names(), ["answers.jsonl.partial"] * lines)
+    if lines:
+      self.assertEqual(writer.partial.read_text(), '{"text": "a"}\n')
+
+  def test_a_disk_that_fails_in_the_end(self):
+    with self.assertRaisesRegex(ValueError, "Input/output error after 1 ans"):
+      with mock.patch.object(
+        os, "fsync", side_effect=OSError(5, os.strerror(5))
+      ):
+        with answers_file.Writer(self.path) as writer:
+          writer.write({"text": "a"})
+    self.assertEqual(self.names(), ["answers.jsonl.partial"])
+
   def test_a_link_stays_a_link(self):
     target = self.folder / "target.jsonl"
     self.path.symlink_to(target)
