@@ -65,9 +65,12 @@ def check_finite(place: str, name: str, array: np.ndarray, dtype) -> None:
   """Refuses numbers that are not finite as `dtype`."""
   lost = finite.count_lost(array, dtype)
   if lost:
+    remedy = "fetch or train it again"
+    if not finite.count_lost(array, array.dtype):
+      remedy = "choose a dtype that holds them"
     raise ValueError(
       f"{place}: tensor {name!r} has {lost} value(s) that are not finite as "
-      f"{np.dtype(dtype)}; fetch or train it again"
+      f"{np.dtype(dtype)}; {remedy}"
     )
 
 

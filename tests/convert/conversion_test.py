@@ -256,7 +256,11 @@ class ConversionTest(parameterized.TestCase):
   def test_too_large_for_the_dtype(self):
     folder = self._source()
     checkpoints.edit(folder, lambda t: t[_UP].put(3, 1e6))
-    self._refuses("not finite as float16", folder, dtype="float16")
+    self._refuses(
+      "not finite as float16; choose a dtype that holds",
+      folder,
+      dtype="float16",
+    )
     self.assertFalse(self.target.exists())
     self._convert(folder)
 
