@@ -5,6 +5,7 @@ model answers: whoever connects before is refused and not left waiting.
 """
 
 from collections.abc import Callable
+import errno
 import logging
 import signal
 import socket
@@ -47,9 +48,13 @@ def bind(serving: settings.Serving) -> socket.socket:
 
 
 def _unusable(serving: settings.Serving, error: OSError) -> ValueError:
+  remedy = "choose another, --port=0 takes a free one"
+  is_address = error.errno == errno.EADDRNOTAVAIL
+  if is_address or isinstance(error, socket.gaierror):
+    remedy = "--host=127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
   return ValueError(
     f"port={serving.port} on {serving.host}: {error.strerror or error}; "
-    "choose another, --port=0 takes a free one"
+    f"{remedy}"
   )
 
 
