@@ -236,15 +236,18 @@ def _template():
 
 def _engine(found, plan, mesh):
   """The model, read and ready."""
+  from dsx.convert import byte_progress
   from dsx.inference import engine
 
   decoding = plan.how.decoding
-  variables = found.read(
-    layout="layers",
-    mtp=decoding.drafts > 0,
-    mesh=mesh,
-    sharding=plan.how.sharding,
-  )
+  with byte_progress.ByteProgress(brief=True) as progress:
+    variables = found.read(
+      layout="layers",
+      mtp=decoding.drafts > 0,
+      mesh=mesh,
+      sharding=plan.how.sharding,
+      progress=progress,
+    )
   return engine.Engine(
     found.config,
     variables,

@@ -39,15 +39,18 @@ class ByteProgress:
     self,
     stream: TextIO | None = None,
     *,
+    brief: bool = False,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Draws nothing yet.
 
     Args:
       stream: where to, by default standard error.
+      brief: whether a log gets no line about what takes no time.
       clock: seconds; replaced in tests.
     """
     self._stream = sys.stderr if stream is None else stream
+    self._brief = brief
     self._clock = clock
     self._total = -1
     self._done = 0
@@ -101,7 +104,7 @@ class ByteProgress:
     interval = _GROWTH * (self._clock() - self._began)
     interval = min(max(interval, _FIRST_INTERVAL), _LAST_INTERVAL)
     late = self._clock() - self._last_line >= interval
-    return late or self._done >= self._total
+    return late or (self._done >= self._total and not self._brief)
 
   def _line(self, words: str) -> str:
     """One line of a log."""

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import jax
 
+from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.parallel import axes
+
+_CACHE_BYTES = 8 * 2**30  # unless `Decoding.cache_tokens` says otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,8 @@ class Decoding:
     slots: B, sequences that are decoded at once.
     page_size: tokens of a page.
     cache_tokens: tokens that the cache has room for, all sequences together;
-      None for as many as all slots can need.
+      None for as many as all slots can need, within 8 GiB (and at least one
+      context): what does not fit waits.
     steps: steps of a chunk, after which tokens are handed out and new requests
       are let in. More of them cost less, fewer answer sooner.
     drafts: tokens that MTP modules propose per step, one module each.
@@ -67,6 +71,22 @@ class Stats(NamedTuple):
   accepted: int
   cached_tokens: int
   pool_tokens: int
+
+
+def cache_tokens(
+  decoding: Decoding,
+  config: config_lib.DeepSeekConfig,
+  *,
+  context: int,
+  bytes_per_value: int,
+) -> int:
+  """Tokens that the cache has room for, see `Decoding.cache_tokens`."""
+  if decoding.cache_tokens is not None:
+    return decoding.cache_tokens
+  layers = cache.n_layers(config, decoding.drafts)
+  each = layers * cache.width(config) * bytes_per_value
+  within = max(_CACHE_BYTES // each, context)
+  return min(decoding.slots * context, within)
 
 
 def batch_shards(mesh: jax.sharding.Mesh | None) -> int:

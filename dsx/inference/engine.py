@@ -24,6 +24,7 @@ import contextlib
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsx.inference import chunk
@@ -88,7 +89,12 @@ class Engine:
     self._context = decoding.context or config.max_position_embeddings
     size = decoding.page_size
     longest = -(-self._context // size)
-    room = decoding.cache_tokens or decoding.slots * longest * size
+    room = decoding_lib.cache_tokens(
+      decoding,
+      config,
+      context=longest * size,
+      bytes_per_value=jnp.dtype(dtypes.compute).itemsize,
+    )
     self._columns = longest
     self._scheduler = scheduler.Scheduler(
       slots=decoding.slots,

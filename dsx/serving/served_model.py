@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from dsx.convert import byte_progress
 from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.parallel import mesh as mesh_lib
@@ -76,9 +77,14 @@ def builder(
   Raises:
     ValueError: in one line, what is wrong with the files.
   """
-  variables = found.read(
-    layout="layers", mtp=how.drafts > 0, mesh=devices, sharding=sharding
-  )
+  with byte_progress.ByteProgress(brief=True) as progress:
+    variables = found.read(
+      layout="layers",
+      mtp=how.drafts > 0,
+      mesh=devices,
+      sharding=sharding,
+      progress=progress,
+    )
 
   def build() -> engine_lib.Engine:
     return engine_lib.Engine(

@@ -25,7 +25,8 @@ class Serving:
     drafts: MTP drafts per step.
     window: longest prompt and answer in tokens; None for what the model was
       trained with.
-    cache_tokens: tokens that the cache holds; None for slots x window.
+    cache_tokens: tokens that the cache holds; None for slots x window, within
+      8 GiB.
     steps: tokens drawn between two looks at what was asked; streams come in
       pieces of as many.
     mesh: the devices; None for one of them alone.

@@ -41,6 +41,22 @@ class ByteProgressTest(parameterized.TestCase):
       ],
     )
 
+  def test_a_brief_log_has_no_line_about_what_takes_no_time(self):
+    now, stream = 0.0, io.StringIO()
+    with byte_progress.ByteProgress(
+      stream, brief=True, clock=lambda: now
+    ) as progress:
+      for done in range(0, 101, 10):
+        progress(done, 100, f"reading t{done}")
+        now += 0.5
+      for done in range(0, 101, 50):
+        progress(done, 100, f"again t{done}")
+        now += 12.0
+    self.assertEqual(
+      [line.split(": ")[1] for line in stream.getvalue().splitlines()],
+      ["again t50", "again t100"],
+    )
+
   def test_bar_of_a_terminal(self):
     stream = _Terminal()
     with absltest.mock.patch.dict(
