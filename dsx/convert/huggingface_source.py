@@ -67,7 +67,8 @@ class HuggingFaceSource:
       if name in self.stored and not self._equal(name, original):
         raise ValueError(
           f"{self.folder}: tensor {name!r} is not equal to {original!r}, which "
-          "MTP modules share; load with mtp=False to leave them out"
+          "MTP modules share; converting with --target_format=hf keeps it, "
+          "loading with mtp=False leaves it out"
         )
 
   def _equal(self, name: str, other: str) -> bool:

@@ -51,7 +51,7 @@ def check(
   for leaf in leaves:
     for _, name in leaf.pieces():
       if name not in entries:
-        raise ValueError(_missing(place, leaves, name, entries))
+        raise ValueError(_missing(place, config, leaves, name, entries))
       _check_tensor(name, leaf, entries, quantised)
       wanted.add(name)
       if is_fp8(entries, name):
@@ -66,12 +66,16 @@ def check(
     raise ValueError(_unexplained(place, extra))
 
 
-def _missing(place, leaves, name: str, entries) -> str:
+def _missing(place, config, leaves, name: str, entries) -> str:
   expected = sum(leaf.n_pieces for leaf in leaves)
+  others = name_map.copies(config).keys()
+  held = sum(
+    not found.endswith(name_map.SCALES) for found in entries.keys() - others
+  )
   return (
     f"{place}: tensor {name!r} is missing: config.json asks for {expected} "
-    f"tensors, the files hold {len(entries)}; fetch all files, or correct "
-    "config.json"
+    f"tensors beside copies and scales, the files hold {held}; fetch all "
+    "files, or correct config.json"
   )
 
 
