@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dsx.models import config as config_lib
 from dsx.models import layers
+from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import expert_mlp
 from dsx.ops import routing
@@ -77,7 +78,9 @@ class Experts(nn.Module):
       shape,
       jnp.dtype(self.dtypes.param),
     )
-    return layers.dequantised(kernel, self.dtypes.compute)
+    if isinstance(kernel, block_scaled.BlockScaled):
+      return kernel  # `expert_mlp` widens what it needs of it
+    return kernel.astype(self.dtypes.compute)
 
   @nn.compact
   def __call__(self, x, index, weight):

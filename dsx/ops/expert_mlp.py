@@ -14,6 +14,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from dsx.ops import block_scaled
 from dsx.ops import expert_slots
 from dsx.ops import grouped_matmul
 from dsx.ops import manual_axes
@@ -35,7 +36,7 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
     index: int32 [T, K], experts of each token; one that is not in [0, E)
       adds nothing.
     weight: float32 [T, K], gate weights.
-    gate: [E, D, F], in x's dtype.
+    gate: [E, D, F], in x's dtype, or FP8 with block scales, as the others.
     up: [E, D, F].
     down: [E, F, D].
     impl: `slots` (CPU), `grouped` (sorted rows and three calls of
@@ -54,7 +55,15 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
     impl = "lookup"
   if impl == "auto":
     impl = "slots" if jax.default_backend() == "cpu" else "grouped"
-  arrays = manual_axes.align(x, index, weight, gate, up, down)
+  if impl == "lookup":
+    # Of weights in FP8, only what is looked up becomes wide.
+    known = (index >= 0) & (index < gate.shape[0])
+    expert = jnp.where(known, index, 0).reshape(-1)
+    weight = jnp.where(known, weight, 0.0)
+    weights = (_of_experts(w, expert, x.dtype) for w in (gate, up, down))
+  else:
+    weights = (_wide_weights(w, x.dtype) for w in (gate, up, down))
+  arrays = manual_axes.align(x, index, weight, *weights)
   run = {
     "slots": _slotted,
     "grouped": _grouped,
@@ -62,6 +71,16 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
     "dense": _dense,
   }[impl]
   return run(*arrays)
+
+
+def _of_experts(w, expert, dtype):
+  """The matrices [N, ...] of experts int32 [N]."""
+  found = jax.tree.map(lambda x: permutation.take(x, expert), w)
+  return _wide_weights(found, dtype)
+
+
+def _wide_weights(w, dtype):
+  return w.dequantise(dtype) if isinstance(w, block_scaled.BlockScaled) else w
 
 
 def _check(x, index, weight, gate, up, down, impl):
@@ -80,7 +99,9 @@ def _check(x, index, weight, gate, up, down, impl):
       f"x {x.shape}, gate {gate.shape}, up {up.shape}, down {down.shape}: "
       "expected [T, D], [E, D, F] twice and [E, F, D]"
     )
-  if len({a.dtype for a in (x, gate, up, down)}) > 1:
+  fp8 = isinstance(gate, block_scaled.BlockScaled)
+  alike = (gate, up, down) if fp8 else (x, gate, up, down)
+  if len({a.dtype for a in alike}) > 1:
     raise ValueError(
       f"x {x.dtype}, gate {gate.dtype}, up {up.dtype}, down {down.dtype}: "
       "cast all to one dtype"
@@ -112,12 +133,9 @@ def _grouped(x, index, weight, gate, up, down):
 
 
 def _lookup(x, index, weight, gate, up, down):
-  known = (index >= 0) & (index < gate.shape[0])
-  share = jnp.where(known, weight, 0.0).reshape(-1, 1)
-  expert = jnp.where(known, index, 0).reshape(-1)
+  """With the matrices of each copy's own expert, [T * K, ...]."""
   rows = jnp.repeat(x, index.shape[1], axis=0)[:, None, :]
-  weights = (permutation.take(w, expert) for w in (gate, up, down))
-  y, _, _ = _rows_forward(rows, share, *weights)
+  y, _, _ = _rows_forward(rows, weight.reshape(-1, 1), gate, up, down)
   y = y.reshape(*index.shape, -1).astype(jnp.float32)
   return y.sum(1).astype(x.dtype)
 

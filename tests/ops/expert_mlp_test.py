@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from dsx.ops import block_scaled
 from dsx.ops import expert_mlp
 
 FAST = ("slots", "grouped", "lookup")
@@ -106,6 +107,21 @@ class ExpertMlpTest(parameterized.TestCase):
     ):
       error = jnp.linalg.norm(mine.astype(jnp.float32) - oracle)
       self.assertLess(error / jnp.linalg.norm(oracle), 0.02)
+
+  @parameterized.product(impl=(*FAST, "dense"), n_tokens=(3, 40))
+  def test_fp8_weights_are_what_they_stand_for(self, impl, n_tokens):
+    inputs, _ = _inputs(n_tokens=n_tokens, d=140, f=12)
+    x, index, weight, *kernels = inputs
+    fp8 = [block_scaled.quantise(kernel) for kernel in kernels]
+    wide = [kernel.dequantise(jnp.float32) for kernel in fp8]
+    chex.assert_trees_all_equal(
+      jax.jit(expert_mlp.expert_mlp, static_argnames="impl")(
+        x, index, weight, *fp8, impl=impl
+      ),
+      jax.jit(expert_mlp.expert_mlp, static_argnames="impl")(
+        x, index, weight, *wide, impl=impl
+      ),
+    )
 
   @parameterized.parameters(*FAST)
   def test_under_remat_and_scan(self, impl):
