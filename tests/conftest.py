@@ -1,16 +1,19 @@
-"""What every test needs before JAX is imported: 8 CPU devices, strict ranks.
+"""What every test needs: 8 CPU devices, strict ranks, and room for programs.
 
 Tests that shard anything run on eight CPU devices of one process. Broadcasting
 between arrays of different rank is an error in tests: it is the commonest way
 in which a wrong shape still gives a number.
 """
 
+import gc
 import os
 import re
 import shutil
+import sys
 import tempfile
 
 from absl import flags
+import pytest
 
 _DEVICES = "--xla_force_host_platform_device_count"
 
@@ -31,3 +34,16 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
   """Leaves nothing behind."""
   shutil.rmtree(config.dsx_temporary, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_end_with_their_file():
+  """Frees what a file of tests compiled.
+
+  Each program holds some memory maps, of which Linux gives a process 65,530.
+  Half an hour of compiling reaches that, and LLVM then ends the process.
+  """
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
