@@ -26,6 +26,7 @@ files, 130 interrupted, 141 nobody reads the output any more.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import os
 import pathlib
 import re
 import sys
@@ -146,8 +147,7 @@ def _rewritten(argv: Sequence[str]) -> list[str]:
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; prints help or one line about a wrong flag and exits."""
   if {"--help", "-help", "-h", "--helpshort"}.intersection(argv[1:]):
-    print(_help())
-    sys.exit(0)
+    sys.exit(_guarded(lambda: print(_help()) or 0))
   try:
     left = flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
@@ -196,6 +196,13 @@ def _start(main, argv, target: str, also: Sequence[str]) -> int:
   return main(argv) or 0
 
 
+def _unheard() -> int:
+  """Gives what is left in buffers to nobody; returns the exit code for it."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, sys.stdout.fileno())
+  return 141
+
+
 def _guarded(action: Callable[[], int]) -> int:
   """Returns the exit code of `action`, having explained expected errors."""
   try:
@@ -210,7 +217,7 @@ def _guarded(action: Callable[[], int]) -> int:
       print(f"and {left} more; mend these first", file=sys.stderr)
     return 2
   except BrokenPipeError:
-    return 141
+    return _unheard()
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130

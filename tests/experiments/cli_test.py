@@ -165,6 +165,15 @@ class BinaryTest(parameterized.TestCase):
     os.close(writing)
     self.assertEqual((result.returncode, result.stderr), (141, ""))
 
+  def test_reader_of_the_help_goes_away(self):
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = self.start(
+      "--help", capture_output=False, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    self.assertEqual((result.returncode, result.stderr), (141, ""))
+
   def test_finds_gin_files_and_imports_nothing_heavy(self):
     result = self.start(
       "--gin_file=gin_configs/models/v3.gin",

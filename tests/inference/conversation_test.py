@@ -154,6 +154,9 @@ class ConversationTest(parameterized.TestCase):
         seen=interrupting,
       )
 
+    # A job that a shell put into the background ignores it.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, outside)
     before = signal.getsignal(signal.SIGINT)
     with mock.patch.dict(os.environ, {"TERM": "xterm"}):
       if screen and times == 1:
