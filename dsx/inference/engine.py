@@ -27,12 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsx.inference import batch
 from dsx.inference import chunk
 from dsx.inference import decode
 from dsx.inference import decoding as decoding_lib
+from dsx.inference import news
 from dsx.inference import prefill
 from dsx.inference import request as request_lib
-from dsx.inference import sampling
 from dsx.inference import scheduler
 from dsx.models import cache
 from dsx.models import config as config_lib
@@ -252,57 +253,41 @@ class Engine:
     self, group: list[scheduler.Sequence]
   ) -> list[request_lib.Update]:
     """Reads the prompts of one group."""
-    size = self._decoding.page_size
-    columns = max(self._columns_of(s, _LEAST_PROMPT) for s in group)
-    rows = self._divisible(4 ** math.ceil(math.log(len(group), 4)))
-    numbers = np.full((rows, columns), self._scheduler.pages.total, np.int32)
-    tokens, following = np.zeros((2, rows, columns * size), np.int32)
-    length = np.zeros(rows, np.int32)
-    for row, sequence in enumerate(group):
-      n = length[row] = sequence.cached
-      used = self._scheduler.pages_for(n)
-      numbers[row, :used] = sequence.pages[:used]
-      tokens[row, :n] = sequence.tokens[:-1]
-      following[row, :n] = sequence.tokens[1:]
-      self._counts["prompt_tokens"] += len(sequence.tokens)
+    prompts = batch.prompts(
+      group,
+      rows=self._divisible(4 ** math.ceil(math.log(len(group), 4))),
+      columns=max(self._columns_of(s, _LEAST_PROMPT) for s in group),
+      page_size=self._decoding.page_size,
+      nowhere=self._scheduler.pages.total,
+    )
+    self._counts["prompt_tokens"] += sum(len(s.tokens) for s in group)
     score = group[0].to_score
     self._pool, scores = prefill.prefill(
       self._model,
       self._variables,
       self._pool,
-      numbers,
-      tokens,
-      following,
-      length,
+      *prompts,
       score=score,
-      n_top=_n_top(group) if score else 0,
+      n_top=batch.n_top(group) if score else 0,
       vocab_size=self._vocab_size,
     )
     if not score:
       return []
     scores = jax.tree.map(np.asarray, scores)
-    return [
-      self._scored(sequence, jax.tree.map(lambda x, r=row: x[r], scores))
-      for row, sequence in enumerate(group)
-    ]
+    return [self._scored(s, scores, row) for row, s in enumerate(group)]
 
   def _divisible(self, rows: int) -> int:
     """Rows that the mesh can divide a batch into."""
     shards = decoding_lib.batch_shards(self._mesh)
     return -(-rows // shards) * shards
 
-  def _scored(self, sequence: scheduler.Sequence, scores) -> request_lib.Update:
+  def _scored(self, sequence, scores, row: int) -> request_lib.Update:
     """The update with what the model thought of a prompt."""
     sequence.scored = True
-    n_top = sequence.request.sampling.top_logprobs
-    prompt: list[request_lib.Drawn | None] = [None]
-    for place, token in enumerate(sequence.request.prompt[1:]):
-      logprob = float(scores.logprob[place])
-      top = _top(scores.top[place], scores.top_logprob[place], n_top)
-      prompt.append(request_lib.Drawn(token, logprob, logprob, top))
-    finish = None if self._scheduler.remaining(sequence) else "length"
     return request_lib.Update(
-      request=sequence.number, prompt=prompt, finish=finish
+      request=sequence.number,
+      prompt=news.of_prompt(sequence, scores, row),
+      finish=None if self._scheduler.remaining(sequence) else "length",
     )
 
   # Drawing tokens.
@@ -314,64 +299,28 @@ class Engine:
     final = max(s.cached + self._scheduler.remaining(s) for s in running)
     least = min(final, _LEAST_CONTEXT)
     context = max(self._columns_of(s, least) for s in running)
-    numbers = [s.number if s else None for s in self._scheduler.slots]
+    slots = self._scheduler.slots
+    numbers = [s.number if s else None for s in slots]
+    fresh = [a != b for a, b in zip(numbers, self._drafted, strict=True)]
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
       self._variables,
       self._pool,
-      self._table(),
-      self._state(),
+      batch.table(slots, self._columns),
+      batch.state(self._scheduler),
       self._drafts,
-      np.array([a != b for a, b in zip(numbers, self._drafted, strict=True)]),
-      sampling.Shape.of(
-        [
-          s.request.sampling if s else sampling.Sampling()
-          for s in self._scheduler.slots
-        ]
-      ),
-      self._stop(),
+      np.array(fresh),
+      batch.shape(slots),
+      batch.stop(slots, self._eos),
       context_pages=context,
       steps=self._decoding.steps,
-      n_top=_n_top(running),
+      n_top=batch.n_top(running),
       vocab_size=self._vocab_size,
     )
     self._drafted = numbers
     drawn = jax.tree.map(np.asarray, drawn)
     self._count(drawn)
     return [self._update(sequence, drawn) for sequence in running]
-
-  def _table(self):
-    table = np.zeros((len(self._scheduler.slots), self._columns), np.int32)
-    for slot, sequence in enumerate(self._scheduler.slots):
-      if sequence:
-        table[slot, : len(sequence.pages)] = sequence.pages
-    return table
-
-  def _state(self) -> chunk.State:
-    state = np.zeros((3, len(self._scheduler.slots)), np.int32)
-    for slot, sequence in enumerate(self._scheduler.slots):
-      if sequence:
-        remaining = self._scheduler.remaining(sequence)
-        state[:, slot] = sequence.tokens[-1], sequence.cached, remaining
-    return chunk.State(*state)
-
-  def _stop(self):
-    stop = np.full(
-      (len(self._scheduler.slots), 1 + sampling.MOST_STOP_TOKENS), -1, np.int32
-    )
-    for slot, sequence in enumerate(self._scheduler.slots):
-      for place, token in enumerate(self._stop_tokens(sequence)):
-        stop[slot, place] = token
-    return stop
-
-  def _stop_tokens(
-    self, sequence: scheduler.Sequence | None
-  ) -> tuple[int, ...]:
-    if sequence is None:
-      return ()
-    how = sequence.request.sampling
-    eos = () if self._eos is None or how.ignore_eos else (self._eos,)
-    return (*eos, *how.stop_tokens)
 
   def _count(self, drawn: chunk.Drawn) -> None:
     worked = drawn.count > 0
@@ -382,24 +331,11 @@ class Engine:
 
   def _update(self, sequence: scheduler.Sequence, drawn) -> request_lib.Update:
     """What a chunk brought for one sequence; lets it go when it has ended."""
-    slot, n_top = sequence.slot, sequence.request.sampling.top_logprobs
-    n = drawn.token.shape[2]
-    kept = np.arange(n) < drawn.count[:, slot, None]
-    update = request_lib.Update(request=sequence.number)
-    scores = drawn.scores
-    rows = zip(
-      drawn.token[:, slot][kept].tolist(),
-      scores.logprob[:, slot][kept].tolist(),
-      drawn.sampled_logprob[:, slot][kept].tolist(),
-      scores.top[:, slot][kept],
-      scores.top_logprob[:, slot][kept],
-      strict=True,
-    )
-    for token, logprob, sampled, top, top_logprob in rows:
-      best = _top(top, top_logprob, n_top)
-      update.drawn.append(request_lib.Drawn(token, logprob, sampled, best))
-      sequence.tokens.append(token)
-    if sequence.tokens[-1] in self._stop_tokens(sequence) and update.drawn:
+    found = news.of_chunk(sequence, drawn)
+    sequence.tokens += [token.token for token in found]
+    update = request_lib.Update(request=sequence.number, drawn=found)
+    ends = batch.stop_tokens(sequence, self._eos)
+    if found and found[-1].token in ends:
       update.finish = "stop"
     elif not self._scheduler.remaining(sequence):
       update.finish = "length"
@@ -413,14 +349,3 @@ _copy_page = jax.jit(cache.copy_page, donate_argnums=0)
 
 def _power_of_two(n: int) -> int:
   return 1 << (n - 1).bit_length()
-
-
-def _n_top(sequences: list[scheduler.Sequence]) -> int:
-  """How many best tokens to ask for: enough for all, of few numbers."""
-  most = max(s.request.sampling.top_logprobs for s in sequences)
-  return next(n for n in (0, 1, 5, sampling.MOST_TOP_LOGPROBS) if n >= most)
-
-
-def _top(tokens, logprobs, n: int) -> tuple[tuple[int, float], ...]:
-  pairs = zip(tokens[:n].tolist(), logprobs[:n].tolist(), strict=True)
-  return tuple(pairs)
