@@ -147,7 +147,7 @@ def main(argv):
     config=found.config,
     vocabulary=found.vocabulary,
     window=found.window,
-    shards=mesh_lib.batch_shards(mesh) if mesh else 1,
+    shards=mesh_lib.batch_shards(mesh),
   )
   if cli.DRY_RUN.value:
     print(f"{found.description}; {plan}", plan.details(), sep="\n")

@@ -49,7 +49,9 @@ WINDOW = flags.DEFINE_integer(
   "window", None, "Longest prompt and answer; by default as it was trained."
 )
 CACHE_TOKENS = flags.DEFINE_integer(
-  "cache_tokens", None, "Tokens in the cache; by default slots x window."
+  "cache_tokens",
+  None,
+  "Tokens in the cache; by default slots x window, within 8 GiB.",
 )
 STEP = flags.DEFINE_integer("step", None, "Checkpoint, by default the newest.")
 AVERAGE = flags.DEFINE_bool(
@@ -88,7 +90,7 @@ def main(argv):
   if not serving.model_name:
     serving = dataclasses.replace(serving, model_name=name)
   decoding = served_model.decoding(found, serving)
-  mesh = served_model.mesh(serving)
+  mesh = served_model.mesh(found, decoding, serving)
   plan = f"{found.description}; {decoding}"
   if cli.DRY_RUN.value:
     print(f"{plan}; {serving}")

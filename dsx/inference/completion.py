@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 
 from dsx.data import vocab as vocab_lib
+from dsx.inference import decoding
 from dsx.inference import sampling
 from dsx.inference import uncached
 from dsx.models import deepseek
@@ -49,11 +50,7 @@ def context_window(
       than the model's context, or the prompt longer than the window.
   """
   config = model.config
-  if vocabulary.size > config.vocab_size:
-    raise ValueError(
-      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
-      f"{config.vocab_size}: expected the vocabulary it was trained with"
-    )
+  decoding.check_model(config, vocabulary=vocabulary)
   longest = config.max_position_embeddings
   window = longest if window is None else window
   if window > longest:

@@ -1,14 +1,15 @@
 """How requests are batched, and counts of how that goes."""
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
 
+from dsx.data import vocab as vocab_lib
 from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.parallel import axes
+from dsx.parallel import mesh as mesh_lib
 
 _CACHE_BYTES = 8 * 2**30  # unless `Decoding.cache_tokens` says otherwise
 
@@ -89,10 +90,27 @@ def cache_tokens(
   return min(decoding.slots * context, within)
 
 
-def batch_shards(mesh: jax.sharding.Mesh | None) -> int:
-  """Devices that a mesh divides a batch over."""
-  shape = {} if mesh is None else mesh.shape
-  return math.prod(shape.get(axis, 1) for axis in axes.BATCH_MESH_AXES)
+def check_model(
+  config: config_lib.DeepSeekConfig,
+  *,
+  drafts: int = 0,
+  vocabulary: vocab_lib.Vocabulary | None = None,
+) -> None:
+  """Refuses drafts and words that a model has not.
+
+  Raises:
+    ValueError: and why.
+  """
+  if vocabulary is not None and vocabulary.size > config.vocab_size:
+    raise ValueError(
+      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
+      f"{config.vocab_size}: expected the vocabulary it was trained with"
+    )
+  if drafts > config.num_nextn_predict_layers:
+    raise ValueError(
+      f"drafts={drafts}: expected at most {config.num_nextn_predict_layers}, "
+      "one for each MTP module of this checkpoint; lower it"
+    )
 
 
 def check(
@@ -105,12 +123,7 @@ def check(
   Raises:
     ValueError: and why.
   """
-  if decoding.drafts > config.num_nextn_predict_layers:
-    raise ValueError(
-      f"drafts={decoding.drafts}: the model has "
-      f"{config.num_nextn_predict_layers} MTP module(s), each of which "
-      "proposes one token; lower it"
-    )
+  check_model(config, drafts=decoding.drafts)
   longest = config.max_position_embeddings
   if decoding.context is not None and decoding.context > longest:
     raise ValueError(
@@ -125,9 +138,9 @@ def check(
         f"{', '.join(axes.BATCH_MESH_AXES)} and {axes.TENSOR} alone; set it "
         "to 1"
       )
-  shards = batch_shards(mesh)
+  shards = mesh_lib.batch_shards(mesh)
   if decoding.slots % shards:
     raise ValueError(
-      f"slots={decoding.slots}: expected a multiple of the {shards} devices "
-      "that the mesh divides a batch over; change either"
+      f"slots={decoding.slots}: expected a multiple of {shards}, into which "
+      "the mesh divides a batch; change either"
     )

@@ -40,6 +40,7 @@ from dsx.models import config as config_lib
 from dsx.models import decoder
 from dsx.models import layout
 from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 
 # Tokens of prompts that are read at once, so that activations stay small.
@@ -278,7 +279,7 @@ class Engine:
 
   def _divisible(self, rows: int) -> int:
     """Rows that the mesh can divide a batch into."""
-    shards = decoding_lib.batch_shards(self._mesh)
+    shards = mesh_lib.batch_shards(self._mesh)
     return -(-rows // shards) * shards
 
   def _scored(self, sequence, scores, row: int) -> request_lib.Update:

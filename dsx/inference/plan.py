@@ -109,17 +109,9 @@ def _check(
   config: config_lib.DeepSeekConfig,
 ) -> None:
   """Refuses what the model is not made for."""
-  if vocabulary.size > config.vocab_size:
-    raise ValueError(
-      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
-      f"{config.vocab_size}: expected the vocabulary it was trained with"
-    )
-  if decoding.drafts > config.num_nextn_predict_layers:
-    raise ValueError(
-      f"drafts={decoding.drafts}: expected at most "
-      f"{config.num_nextn_predict_layers}, one for each MTP module of this "
-      "checkpoint; lower it"
-    )
+  decoding_lib.check_model(
+    config, drafts=decoding.drafts, vocabulary=vocabulary
+  )
   longest = config.max_position_embeddings
   if decoding.context is not None and decoding.context > longest:
     raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from dsx.inference import sampling
 from dsx.models import deepseek
-from dsx.parallel import axes
+from dsx.parallel import mesh as mesh_lib
 
 # Contexts are padded to multiples of this, which causality makes invisible,
 # so that there are fewer shapes to compile.
@@ -108,8 +108,7 @@ def generate(
   # What will never be filled need not be computed.
   length = min(window, len(kept) + n_tokens)
   # Experts want tokens that divide over the devices of the current mesh.
-  sizes = jax.sharding.get_abstract_mesh().shape
-  shards = math.prod(sizes.get(name, 1) for name in axes.BATCH_MESH_AXES)
+  shards = mesh_lib.batch_shards(jax.sharding.get_abstract_mesh())
   unit = math.lcm(_ROUND, shards)
   context = np.zeros(-(-length // unit) * unit, np.int32)
   context[: len(kept)] = kept

@@ -75,6 +75,9 @@ def make(shape: MeshShape, devices=None) -> jax.sharding.Mesh:
   )
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """Into how many parts `mesh` divides a batch."""
-  return math.prod(mesh.shape[name] for name in axes.BATCH_MESH_AXES)
+def batch_shards(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None,
+) -> int:
+  """Into how many parts `mesh` divides a batch; 1 without one."""
+  shape = {} if mesh is None else mesh.shape
+  return math.prod(shape.get(name, 1) for name in axes.BATCH_MESH_AXES)

@@ -21,17 +21,9 @@ def decoding(
   Raises:
     ValueError: the vocabulary, the drafts or the context do not fit the model.
   """
-  vocabulary, modules = found.vocabulary, found.config.num_nextn_predict_layers
-  if vocabulary.size > found.config.vocab_size:
-    raise ValueError(
-      f"vocabulary {vocabulary.name!r} has {vocabulary.size} ids, the model "
-      f"{found.config.vocab_size}: expected the vocabulary it was trained with"
-    )
-  if serving.drafts > modules:
-    raise ValueError(
-      f"drafts={serving.drafts}: expected at most {modules}, one for each MTP "
-      "module of this checkpoint; lower it"
-    )
+  decoding_lib.check_model(
+    found.config, drafts=serving.drafts, vocabulary=found.vocabulary
+  )
   longest = found.config.max_position_embeddings
   window = serving.window or min(found.window, longest)
   if not 2 <= window <= longest:
@@ -48,21 +40,20 @@ def decoding(
   )
 
 
-def mesh(serving: settings.Serving) -> jax.sharding.Mesh | None:
+def mesh(
+  found: pretrained.Pretrained,
+  how: decoding_lib.Decoding,
+  serving: settings.Serving,
+) -> jax.sharding.Mesh | None:
   """The devices, if there are to be several.
 
   Raises:
-    ValueError: there are not as many, or the slots do not divide over them.
+    ValueError: there are not as many, or they cannot decode so.
   """
   if serving.mesh is None:
     return None
   devices = mesh_lib.make(serving.mesh)
-  shards = mesh_lib.batch_shards(devices)
-  if serving.slots % shards:
-    raise ValueError(
-      f"slots={serving.slots}: expected a multiple of {shards}, into which the "
-      "mesh divides a batch; change either"
-    )
+  decoding_lib.check(how, found.config, devices)
   return devices
 
 

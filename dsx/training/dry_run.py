@@ -14,6 +14,7 @@ import numpy as np
 from dsx import cost
 from dsx.models import deepseek
 from dsx.parallel import axes
+from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import pretraining
 from dsx.training import state as state_lib
@@ -108,7 +109,7 @@ def describe(run: pretraining.Pretraining) -> str:
     ValueError: the mesh does not divide what it should.
   """
   mesh = abstract_mesh(run)
-  shards = math.prod(mesh.shape[name] for name in axes.BATCH_MESH_AXES)
+  shards = mesh_lib.batch_shards(mesh)
   run.check_batch(shards)
   model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
   boxed = state_lib.abstract(model, run.optimizer.transformation())

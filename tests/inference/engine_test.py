@@ -384,7 +384,7 @@ class RefusalTest(parameterized.TestCase):
       _ask(engine, [(1, 2, 3)], max_new_tokens=20)
 
   @parameterized.parameters(
-    ({"drafts": 2}, r"drafts=2: the model has 1 MTP module\(s\)"),
+    ({"drafts": 2}, "drafts=2: expected at most 1, one for each MTP"),
     ({"context": 65}, "at most max_position_embeddings=64"),
     ({"slots": 0}, "slots=0: expected at least 1"),
     ({"context": 1}, "context=1: expected at least 2"),

@@ -87,7 +87,7 @@ class EngineTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(
-    ({"data": 8}, "slots=4: expected a multiple of the 8 devices"),
+    ({"data": 8}, "slots=4: expected a multiple of 8, into which"),
     ({"context": 2}, "mesh axis 'context' of 2 devices"),
     ({"pipe": 2}, "mesh axis 'pipe' of 2 devices"),
   )
