@@ -193,6 +193,52 @@ class DeepSeekConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispatch:
+  """How tokens travel to experts that are spread over `node` x `local`.
+
+  Attributes:
+    transport: `two_hop` sends each token once to every node it needs, to the
+      device of its own place there, which fans it out (section 3.2.2); `flat`
+      sends it to every device it needs, whatever the node; `auto` is `two_hop`
+      where both axes are larger than 1.
+    wire: `padded` sends whole buffers, `ragged` only the rows in use
+      (`ragged_all_to_all`, which a CPU does not have); `auto` is `ragged` on
+      TPU and GPU.
+    capacity_factor: room in the buffers, as a multiple of what perfectly
+      balanced experts need; None gives them room for the worst case.
+    overflow: what happens to copies without room: they travel in further
+      `rounds`, so that nothing is dropped, or they `drop`, and are counted.
+    dtype: in which activations travel to the experts, and gradients back
+      through the sum over them: `compute`, or `float8` with one power of two
+      per 128 values (section 3.3.3). Results travel in the compute dtype.
+  """
+
+  transport: Literal["auto", "two_hop", "flat"] = "auto"
+  wire: Literal["auto", "padded", "ragged"] = "auto"
+  capacity_factor: float | None = None
+  overflow: Literal["rounds", "drop"] = "rounds"
+  dtype: Literal["compute", "float8"] = "compute"
+
+  def __post_init__(self):
+    for field, allowed in (
+      ("transport", ("auto", "two_hop", "flat")),
+      ("wire", ("auto", "padded", "ragged")),
+      ("overflow", ("rounds", "drop")),
+      ("dtype", ("compute", "float8")),
+    ):
+      if getattr(self, field) not in allowed:
+        _refuse(field, getattr(self, field), " or ".join(allowed), "fix it")
+    factor = self.capacity_factor
+    if factor is not None and not factor > 0:
+      _refuse(
+        "capacity_factor",
+        factor,
+        "a positive multiple of the mean, or None",
+        "1.5 is usual",
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
   """How a model is run.
 
@@ -204,13 +250,21 @@ class Execution:
       longer compilation). Parameters are stacked either way.
     attention: implementation of `ops.attention`.
     experts: implementation of `ops.expert_mlp`.
+    dispatch: how tokens travel to experts on other devices.
+    overlap: `two_batches` halves every device's batch, so that one half's
+      attention and experts can run while the other's tokens travel (sections
+      3.2.1 and 3.4.1).
   """
 
   remat: Literal["none", "paper", "full"] = "none"
   unroll_layers: bool = False
   attention: str = "auto"
   experts: str = "auto"
+  dispatch: Dispatch = Dispatch()
+  overlap: Literal["none", "two_batches"] = "none"
 
   def __post_init__(self):
     if self.remat not in ("none", "paper", "full"):
       _refuse("remat", self.remat, "none, paper or full", "fix it")
+    if self.overlap not in ("none", "two_batches"):
+      _refuse("overlap", self.overlap, "none or two_batches", "fix it")

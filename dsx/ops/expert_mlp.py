@@ -19,6 +19,7 @@ from dsx.ops import expert_slots
 from dsx.ops import grouped_matmul
 from dsx.ops import manual_axes
 from dsx.ops import permutation
+from dsx.ops import platforms
 
 IMPLEMENTATIONS = ("auto", "slots", "grouped", "lookup", "dense")
 
@@ -54,7 +55,7 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
   if impl == "auto" and 2 * index.size <= gate.shape[0]:
     impl = "lookup"
   if impl == "auto":
-    impl = "slots" if jax.default_backend() == "cpu" else "grouped"
+    impl = "slots" if platforms.target() == "cpu" else "grouped"
   if impl == "lookup":
     # Of weights in FP8, only what is looked up becomes wide.
     known = (index >= 0) & (index < gate.shape[0])

@@ -15,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dsx.ops import manual_axes
+from dsx.ops import platforms
 from dsx.ops import row_blocks
 
 IMPLEMENTATIONS = ("auto", "blocked", "ragged", "dense")
@@ -44,7 +45,7 @@ def grouped_matmul(x, w, group_sizes, *, impl: str = "auto"):
   """
   _check(x, w, group_sizes, impl)
   if impl == "auto":
-    impl = _fastest(jax.default_backend())
+    impl = _fastest(platforms.target())
   x, w, group_sizes = manual_axes.align(x, w, group_sizes)
   return {"blocked": _blocked, "ragged": _ragged, "dense": _dense}[impl](
     x, w, group_sizes

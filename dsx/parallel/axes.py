@@ -20,6 +20,7 @@ CONTEXT = "context"
 TENSOR = "tensor"
 MESH_AXES = (PIPE, DATA, NODE, LOCAL, CONTEXT, TENSOR)
 BATCH_MESH_AXES = (DATA, NODE, LOCAL)
+EXPERT_MESH_AXES = (NODE, LOCAL)
 
 # Logical axes of parameters.
 LAYERS = "layers"
@@ -31,6 +32,7 @@ HEADS = "heads"
 MLP = "mlp"
 EXPERTS = "experts"
 EXPERT_MLP = "expert_mlp"
+EXPERT_EMBED = "expert_embed"  # the model width of the experts' matrices
 ROUTER = "router"
 NORM = "norm"
 

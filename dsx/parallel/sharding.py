@@ -3,12 +3,14 @@
 Three strategies for parameters and optimizer state:
 
   replicated     every device holds everything (plain data parallel)
-  zero1          parameters replicated, optimizer state spread over
-                 node x local (DeepSeek-V3's own, section 3.2)
-  fully_sharded  both spread over node x local
+  zero1          experts over node x local, the other parameters replicated;
+                 optimizer state spread over node x local, that of the experts
+                 over data as well (DeepSeek-V3's own, section 3.2)
+  fully_sharded  parameters spread like the optimizer state
 
-Tensor parallelism is on whenever the mesh's `tensor` axis is larger than 1,
-with any of them.
+Where experts are spread over node x local, tokens travel to them
+(`expert.py`). Tensor parallelism is on whenever the mesh's `tensor` axis is
+larger than 1, with any of the three.
 """
 
 import contextlib
@@ -37,14 +39,30 @@ _REPLICATED: Rules = (
   (axes.LATENT, None),
   (axes.LATENT_IN, None),
   (axes.EXPERTS, None),
+  (axes.EXPERT_EMBED, None),
   (axes.ROUTER, None),
   (axes.NORM, None),
 )
-_SPREAD: Rules = (
-  (axes.EMBED, (axes.NODE, axes.LOCAL)),
-  (axes.LATENT_IN, (axes.NODE, axes.LOCAL)),
-  *(r for r in _REPLICATED if r[0] not in (axes.EMBED, axes.LATENT_IN)),
+
+
+def _changed(rules: Rules, *changes) -> Rules:
+  replaced = {name for name, _ in changes}
+  return (*changes, *(rule for rule in rules if rule[0] not in replaced))
+
+
+_EXPERTS_SPREAD = _changed(_REPLICATED, (axes.EXPERTS, axes.EXPERT_MESH_AXES))
+_SPREAD = _changed(
+  _EXPERTS_SPREAD,
+  (axes.EMBED, axes.EXPERT_MESH_AXES),
+  (axes.LATENT_IN, axes.EXPERT_MESH_AXES),
+  (axes.EXPERT_EMBED, axes.DATA),
 )
+_PARAMETERS = {
+  "replicated": _REPLICATED,
+  "zero1": _EXPERTS_SPREAD,
+  "fully_sharded": _SPREAD,
+}
+_OPTIMIZER = _PARAMETERS | {"zero1": _SPREAD}
 _ACTIVATIONS: Rules = (
   (axes.BATCH, axes.BATCH_MESH_AXES),
   (axes.LENGTH, axes.CONTEXT),
@@ -69,7 +87,7 @@ class Sharding:
   overrides: tuple[tuple[str, tuple[str, ...] | str | None], ...] = ()
 
   def __post_init__(self):
-    if self.strategy not in ("replicated", "zero1", "fully_sharded"):
+    if self.strategy not in _PARAMETERS:
       raise ValueError(
         f"strategy={self.strategy!r}: expected replicated, zero1 or "
         "fully_sharded; fix sharding.Sharding.strategy"
@@ -80,22 +98,15 @@ class Sharding:
       for mesh_axis in _mesh_axes(part):
         _check_known("mesh axis", mesh_axis, axes.MESH_AXES)
 
-  def _with_overrides(self, rules: Rules) -> Rules:
-    replaced = {name for name, _ in self.overrides}
-    kept = tuple(rule for rule in rules if rule[0] not in replaced)
-    return (*self.overrides, *kept)
-
   @property
   def parameters(self) -> Rules:
     """Rules for parameters."""
-    spread = self.strategy == "fully_sharded"
-    return self._with_overrides(_SPREAD if spread else _REPLICATED)
+    return _changed(_PARAMETERS[self.strategy], *self.overrides)
 
   @property
   def optimizer(self) -> Rules:
     """Rules for optimizer state."""
-    spread = self.strategy != "replicated"
-    return self._with_overrides(_SPREAD if spread else _REPLICATED)
+    return _changed(_OPTIMIZER[self.strategy], *self.overrides)
 
   @property
   def activations(self) -> Rules:
