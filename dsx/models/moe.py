@@ -87,8 +87,8 @@ class Experts(nn.Module):
     """Maps tokens x [T, D] through their experts (eq. 12's second sum)."""
     c = self.config
     n, d, f = c.n_routed_experts, x.shape[-1], c.moe_intermediate_size
-    into = (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
-    out = (axes.EXPERTS, axes.EXPERT_MLP, axes.EMBED)
+    into = (axes.EXPERTS, axes.EXPERT_EMBED, axes.EXPERT_MLP)
+    out = (axes.EXPERTS, axes.EXPERT_MLP, axes.EXPERT_EMBED)
     gate = self._kernel("gate_proj", (n, d, f), into)
     up = self._kernel("up_proj", (n, d, f), into)
     down = self._kernel("down_proj", (n, f, d), out)
