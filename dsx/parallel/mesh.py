@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from dsx.parallel import axes
@@ -64,15 +65,15 @@ def make(shape: MeshShape, devices=None) -> jax.sharding.Mesh:
   """Builds the mesh over `devices` (default: all of them).
 
   Every axis is `Auto`: under an `Explicit` mesh Linen's logical constraints
-  turn into assertions and fail.
+  turn into assertions and fail. On a TPU's torus the last axes choose first
+  which physical axes they lie on, and may share one.
   """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    shape.resolve(len(devices)),
-    axes.MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(axes.MESH_AXES),
-    devices=devices,
+  placed = mesh_utils.create_device_mesh(
+    shape.resolve(len(devices)), devices, allow_split_physical_axes=True
   )
+  kinds = (AxisType.Auto,) * len(axes.MESH_AXES)
+  return jax.sharding.Mesh(placed, axes.MESH_AXES, axis_types=kinds)
 
 
 def batch_shards(
