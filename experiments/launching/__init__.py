@@ -1,0 +1,1 @@
+"""How a run is started, on this machine and on others."""

@@ -1,0 +1,1 @@
+"""Many runs of one gin file that differ in a few bindings."""
