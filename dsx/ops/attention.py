@@ -70,7 +70,9 @@ def attention(
   )
   if impl == "auto":
     short = max(q.shape[1], k.shape[1]) <= _ROWS_LENGTH
-    impl = "rows" if short else "chunked"
+    # Which keys a block of `rows` can leave out is fixed when it is traced.
+    known = visible.by_index or not causal
+    impl = "rows" if short and known else "chunked"
   attend = {
     "rows": row_attention.attend,
     "chunked": chunked_attention.attend,

@@ -3,7 +3,9 @@
 The online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al.
 2022): a running maximum, a running sum of exponentials and a running mix of
 values take one chunk of keys after another. Backward keeps only each query's
-log-sum-exp and computes the weights again, chunk by chunk.
+log-sum-exp and computes the weights again, chunk by chunk. Blocks that lie
+wholly above the causal diagonal are never computed, even where only the
+running program knows the positions (`parallel/context.py`).
 
 Arrays are [B, H, length, width] in here, so that every product is a plain
 batched matrix multiplication.
@@ -28,7 +30,7 @@ _CHUNK = 256
 def attend(q, k, v, visible: masks.Visible, scale: float):
   """As `attention.attention`, which checks and documents the arguments."""
   length, kv_length = q.shape[1], k.shape[1]
-  rows, columns = min(_CHUNK, length), min(_CHUNK, kv_length)
+  rows, columns = _rows(length, visible), min(_CHUNK, kv_length)
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
   q = _pad(q, -length % rows, axis=2)
   k, v = (_pad(x, -kv_length % columns, axis=2) for x in (k, v))
@@ -38,6 +40,19 @@ def attend(q, k, v, visible: masks.Visible, scale: float):
   static = (scale, rows, columns, by_index)
   out: Any = _attend(q, k, v, tuple(seen), static)
   return out[:, :, :length].swapaxes(1, 2)
+
+
+def _rows(length: int, visible: masks.Visible) -> int:
+  """Queries of a block.
+
+  Those of one device lie in two runs of positions, as long as each other
+  (`parallel/context.py`); a block across both would see the keys of both.
+  """
+  if visible.by_index or visible.q_positions is None or length % 2:
+    return min(_CHUNK, length)
+  run = length // 2
+  fits = [n for n in range(1, min(_CHUNK, run) + 1) if run % n == 0]
+  return fits[-1] if 4 * fits[-1] > min(_CHUNK, run) else min(_CHUNK, length)
 
 
 def _pad(x, amount: int, axis: int, value=0):
@@ -60,10 +75,10 @@ def _pad_visible(visible, length, kv_length, q_padded, kv_padded):
   def fill(x, amount, value=0):
     return None if x is None else _pad(x, amount, 1, value)
 
-  none = jnp.iinfo(jnp.int32).min
+  none, never = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
   return masks.Visible(
     fill(visible.q_positions, q_padded - length),
-    fill(visible.kv_positions, kv_padded - kv_length),
+    fill(visible.kv_positions, kv_padded - kv_length, never),
     fill(segments[0], q_padded - length),
     fill(segments[1], kv_padded - kv_length, none),
     visible.by_index,
@@ -86,18 +101,29 @@ def _chunk(x, i, size):
   return lax.dynamic_slice_in_dim(x, i * size, size, 2)
 
 
-def _key_chunks(i, n_keys, static):
-  """How many chunks of keys the queries of chunk `i` can see."""
+def _key_stops(n_queries: int, n_keys: int, seen, static):
+  """Before which chunk of keys each chunk of queries may stop, int32 [N]."""
   _, rows, columns, by_index = static
-  if not by_index:
-    return n_keys
-  return jnp.minimum(n_keys, ((i + 1) * rows + columns - 1) // columns)
+  if by_index:
+    ends = jnp.arange(1, n_queries + 1, dtype=jnp.int32) * rows
+    return jnp.minimum(n_keys, (ends + columns - 1) // columns)
+  reached = masks.Visible(*seen, False).reached(rows, columns)
+  if reached is None:
+    return jnp.full(n_queries, n_keys, jnp.int32)
+  numbers = jnp.arange(1, n_keys + 1, dtype=jnp.int32)
+  return jnp.where(reached, numbers[None, :], 0).max(1)
 
 
-def _first_query_chunk(j, static):
-  """The first chunk of queries that can see chunk `j` of keys."""
+def _query_starts(n_queries: int, n_keys: int, seen, static):
+  """The first chunk of queries that may see each chunk of keys, int32 [M]."""
   _, rows, columns, by_index = static
-  return j * columns // rows if by_index else 0
+  if by_index:
+    return jnp.arange(n_keys, dtype=jnp.int32) * columns // rows
+  reached = masks.Visible(*seen, False).reached(rows, columns)
+  if reached is None:
+    return jnp.zeros(n_keys, jnp.int32)
+  numbers = jnp.arange(n_queries, dtype=jnp.int32)
+  return jnp.where(reached, numbers[:, None], n_queries).min(0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -107,9 +133,10 @@ def _attend(q, k, v, seen, static):
 
 def _forward(q, k, v, seen, static):
   _, rows, columns, _ = static
-  n_keys = k.shape[2] // columns
+  n_queries, n_keys = q.shape[2] // rows, k.shape[2] // columns
 
-  def queries(i):
+  def queries(chunk):
+    i, stop = chunk
     q_i = _chunk(q, i, rows)
 
     def keys(j, carry):
@@ -130,13 +157,13 @@ def _forward(q, k, v, seen, static):
       jnp.zeros((*q_i.shape[:3], v.shape[3]), jnp.float32),
     )
     start = tuple(manual_axes.like(x, q) for x in start)
-    stop = _key_chunks(i, n_keys, static)
     top, total, mix = lax.fori_loop(0, stop, keys, start)
     total = jnp.where(total > 0, total, 1.0)
     return (mix / total).astype(q.dtype), top + jnp.log(total)
 
-  chunks = jnp.arange(q.shape[2] // rows, dtype=jnp.int32)
-  outs, sums = lax.map(queries, chunks)
+  chunks = jnp.arange(n_queries, dtype=jnp.int32)
+  stops = _key_stops(n_queries, n_keys, seen, static)
+  outs, sums = lax.map(queries, (chunks, stops))
   out, log_sum = (_join(x) for x in (outs, sums))
   return out, (q, k, v, seen, out, log_sum)
 
@@ -150,12 +177,13 @@ def _join(chunks):
 def _backward(static, saved, dout):
   scale, rows, columns, _ = static
   q, k, v, seen, out, log_sum = saved
-  n_queries = q.shape[2] // rows
+  n_queries, n_keys = q.shape[2] // rows, k.shape[2] // columns
   dot = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(
     -1, keepdims=True
   )
 
-  def keys(dq, j):
+  def keys(dq, chunk):
+    j, first = chunk
     k_j, v_j = _chunk(k, j, columns), _chunk(v, j, columns)
 
     def queries(i, carry):
@@ -174,13 +202,13 @@ def _backward(static, saved, dout):
 
     zeros = (jnp.zeros(x.shape, jnp.float32) for x in (k_j, v_j))
     start = (dq, *(manual_axes.like(x, q) for x in zeros))
-    first = _first_query_chunk(j, static)
     dq, dk_j, dv_j = lax.fori_loop(first, n_queries, queries, start)
     return dq, (dk_j.astype(k.dtype), dv_j.astype(v.dtype))
 
   dq: Any = manual_axes.like(jnp.zeros(q.shape, jnp.float32), q)
-  chunks = jnp.arange(k.shape[2] // columns, dtype=jnp.int32)
-  dq, (dk, dv) = lax.scan(keys, dq, chunks)
+  chunks = jnp.arange(n_keys, dtype=jnp.int32)
+  starts = _query_starts(n_queries, n_keys, seen, static)
+  dq, (dk, dv) = lax.scan(keys, dq, (chunks, starts))
   return dq.astype(q.dtype), _join(dk), _join(dv), None
 
 

@@ -82,6 +82,23 @@ class Visible(NamedTuple):
         scores = jnp.where(seen, scores, HIDDEN)
     return scores
 
+  def reached(self, rows: int, columns: int):
+    """Which blocks of keys the order of positions lets blocks of queries see.
+
+    Args:
+      rows: queries of a block; divides L.
+      columns: keys of a block; divides S.
+
+    Returns:
+      bool [L / rows, S / columns], False where no query of the block sees a
+      key of the block in any sequence; None without positions.
+    """
+    if self.q_positions is None:
+      return None
+    last = self.q_positions.max(0).reshape(-1, rows).max(1)
+    first = self.kv_positions.min(0).reshape(-1, columns).min(1)
+    return last[:, None] >= first[None, :]
+
   def part(self, q_start, q_length: int, kv_start, kv_length: int):
     """The same question of a block of queries and a block of keys."""
 
