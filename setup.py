@@ -33,6 +33,7 @@ setuptools.setup(
     "optax",
     "orbax-checkpoint",
     "prometheus-client",
+    "pyyaml",
     "rich",
     "safetensors",
     "seqio",

@@ -167,7 +167,7 @@ class Reader:
       message = f"a line has over {_LONGEST_LINE} characters; break it"
       self._report(problems.Place(shown, first or 1), message)
       return
-    statements, error = _parse(text)
+    statements, error = parse(text)
     for statement in statements:
       if len(self.problems) >= MOST_PROBLEMS:
         return
@@ -243,7 +243,7 @@ def _not_bindable(definition) -> str:
   )
 
 
-def _parse(text: str) -> tuple[list[Any], tuple[int, str] | None]:
+def parse(text: str) -> tuple[list[Any], tuple[int, str] | None]:
   """Returns the statements before the first mistake, and the mistake."""
   statements = []
   with warnings.catch_warnings():
