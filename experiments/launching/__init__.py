@@ -1,1 +1,1 @@
-"""How a run is started, on this machine and on others."""
+"""Starting a run somewhere: here, on a cluster, on a pod."""
