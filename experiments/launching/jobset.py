@@ -137,7 +137,7 @@ class JobSet:
       source = {"persistentVolumeClaim": {"claimName": claim}}
       volumes.append({"name": "shared", **source})
     command = [literal(word) for word in (*job.command, *self._own(job))]
-    environment = [
+    environment: list[Any] = [
       {"name": name, "value": literal(value)}
       for name, value in job.environment.items()
     ]
