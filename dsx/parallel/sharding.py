@@ -15,6 +15,7 @@ larger than 1, with any of the three.
 
 import contextlib
 import dataclasses
+import math
 from typing import Literal
 
 from flax import linen as nn
@@ -166,6 +167,16 @@ def unbox(boxed):
   return jax.tree.map(
     lambda x: x.value if _is_boxed(x) else x, boxed, is_leaf=_is_boxed
   )
+
+
+def pieces(name: str) -> int:
+  """Into how many pieces the current mesh and rules divide a logical axis.
+
+  1 where there is no mesh, or no rule.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  part = dict(nn.get_logical_axis_rules()).get(name)
+  return math.prod(mesh.shape.get(axis, 1) for axis in _mesh_axes(part))
 
 
 def shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh):
