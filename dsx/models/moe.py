@@ -6,8 +6,6 @@ Legend (parallel/axes.py): B batch, L length, D model, T = B*L tokens,
 E experts, K experts per token, F feed-forward of one expert.
 """
 
-import functools
-
 import chex
 from flax import linen as nn
 from jax import lax
@@ -17,7 +15,6 @@ from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
-from dsx.ops import expert_mlp
 from dsx.ops import routing
 from dsx.parallel import axes
 from dsx.parallel import expert
@@ -84,17 +81,34 @@ class Experts(nn.Module):
 
   @nn.compact
   def __call__(self, x, index, weight):
-    """Maps tokens x [T, D] through their experts (eq. 12's second sum)."""
+    """Takes tokens through their experts (eq. 12's second sum).
+
+    Args:
+      x: [B, L, D].
+      index: int32 [B, L, K], experts of each token; negative for none.
+      weight: float32 [B, L, K].
+
+    Returns:
+      ([B, L, D], copies dropped for want of room, float32 []).
+    """
     c = self.config
     n, d, f = c.n_routed_experts, x.shape[-1], c.moe_intermediate_size
     into = (axes.EXPERTS, axes.EXPERT_EMBED, axes.EXPERT_MLP)
     out = (axes.EXPERTS, axes.EXPERT_MLP, axes.EXPERT_EMBED)
-    gate = self._kernel("gate_proj", (n, d, f), into)
-    up = self._kernel("up_proj", (n, d, f), into)
-    down = self._kernel("down_proj", (n, f, d), out)
-
-    run = functools.partial(expert_mlp.expert_mlp, impl=self.execution.experts)
-    return expert.over_batch(run)(x, index, weight, gate, up, down)
+    kernels = (
+      self._kernel("gate_proj", (n, d, f), into),
+      self._kernel("up_proj", (n, d, f), into),
+      self._kernel("down_proj", (n, f, d), out),
+    )
+    return expert.run(
+      x,
+      index,
+      weight,
+      kernels,
+      c,
+      impl=self.execution.experts,
+      dispatch=self.execution.dispatch,
+    )
 
 
 class MoE(nn.Module):
@@ -116,7 +130,8 @@ class MoE(nn.Module):
 
     Returns:
       ([B, L, D], aux) with aux `load` float32 [E], tokens that chose each
-      expert, and `balance_loss` float32 [B], eq. 17 without alpha.
+      expert, `balance_loss` float32 [B], eq. 17 without alpha, and `dropped`
+      float32 [], copies that found no room on their way.
     """
     chex.assert_rank(x, 3)
     c = self.config
@@ -125,11 +140,13 @@ class MoE(nn.Module):
     routed = routing.route(
       scores.reshape(-1, c.n_routed_experts), bias, c, mask=flat_mask
     )
-    experts = Experts(c, self.dtypes, self.execution, name="experts")
-    tokens, index = x.reshape(-1, x.shape[-1]), routed.index
+    index, weight = (
+      a.reshape(*x.shape[:2], -1) for a in (routed.index, routed.weight)
+    )
     if valid is not None:
-      index = jnp.where(valid.reshape(-1, 1), index, -1)
-    y = experts(tokens, index, routed.weight).reshape(x.shape)
+      index = jnp.where(valid[:, :, None], index, -1)
+    experts = Experts(c, self.dtypes, self.execution, name="experts")
+    y, dropped = experts(x, index, weight)
     if c.n_shared_experts:
       y = y + layers.SwiGLU(
         c.moe_intermediate_size * c.n_shared_experts,
@@ -138,4 +155,5 @@ class MoE(nn.Module):
         name="shared_experts",
       )(x)
     balance = routing.balance_loss(scores, c.num_experts_per_tok, mask=mask)
-    return y, {"load": routed.load, "balance_loss": balance}
+    aux = {"load": routed.load, "balance_loss": balance, "dropped": dropped}
+    return y, aux

@@ -57,7 +57,7 @@ class BlockScaled:
   def dequantise(self, dtype):
     """values * scales [..., D, F], in float32 and rounded once to `dtype`."""
     rows, columns = self.shape[-2:]
-    numpy = _numpy_of(self.values)
+    numpy = numpy_of(self.values)
     scales = numpy.repeat(self.scales, BLOCK, axis=-1)[..., :columns]
     scales = numpy.repeat(scales, BLOCK, axis=-2)[..., :rows, :]
     return (self.values.astype(jnp.float32) * scales).astype(dtype)
@@ -96,7 +96,7 @@ def quantise(
     )
   if x.ndim < 2:
     raise ValueError(f"x of shape {x.shape}: expected a matrix [..., D, F]")
-  numpy = _numpy_of(x)
+  numpy = numpy_of(x)
   (rows, columns), leading = x.shape[-2:], x.shape[:-2]
   n_rows, n_columns = scales_shape(x.shape)[-2:]
   pad = [(0, 0)] * len(leading)
@@ -105,18 +105,27 @@ def quantise(
     *leading, n_rows, BLOCK, n_columns, BLOCK
   )
   largest = numpy.abs(blocks).max(axis=(-3, -1), keepdims=True)
-  scales = _scales(largest, scale_format)
-  values = _divide(blocks, scales)
+  scales = scales_of(largest, scale_format)
+  values = divide(blocks, scales)
   values = numpy.clip(values, -LARGEST, LARGEST)
   values = values.astype(jnp.float8_e4m3fn)
   values = values.reshape(*leading, n_rows * BLOCK, n_columns * BLOCK)
   return BlockScaled(values[..., :rows, :columns], scales[..., :, 0, :, 0])
 
 
-def _scales(largest, scale_format: str):
-  """The scales of blocks with these largest magnitudes."""
-  numpy = _numpy_of(largest)
-  scales = _divide(largest, np.float32(LARGEST))
+def scales_of(largest, scale_format: str):
+  """The scales of tiles with these largest magnitudes.
+
+  Args:
+    largest: float32, finite, not negative.
+    scale_format: of `quantise`.
+
+  Returns:
+    float32 of the same shape: `largest` / 448, or the next power of two; 1
+    where `largest` is zero.
+  """
+  numpy = numpy_of(largest)
+  scales = divide(largest, np.float32(LARGEST))
   scales = numpy.maximum(scales, np.float32(_SMALLEST_SCALE))
   if scale_format == "ue8m0":
     # Any fraction carries into the exponent; then it is cut off.
@@ -126,8 +135,8 @@ def _scales(largest, scale_format: str):
   return numpy.where(is_zero, np.float32(1), scales)
 
 
-def _divide(x, divisor):
-  """x / divisor, rounded once."""
+def divide(x, divisor):
+  """x / divisor (broadcast), rounded once: the same bits in numpy and JAX."""
   if isinstance(x, np.ndarray):
     return x / divisor
   # XLA multiplies by the reciprocal of what it sees is broadcast, which rounds
@@ -136,5 +145,6 @@ def _divide(x, divisor):
   return x / jax.lax.optimization_barrier(divisor)
 
 
-def _numpy_of(x):
+def numpy_of(x):
+  """The module whose array `x` is, numpy or jax.numpy."""
   return np if isinstance(x, np.ndarray) else jnp

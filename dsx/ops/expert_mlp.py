@@ -29,7 +29,17 @@ _SLACK = 1.125
 _ROWS = 64
 
 
-def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
+def expert_mlp(
+  x,
+  index,
+  weight,
+  gate,
+  up,
+  down,
+  *,
+  impl: str = "auto",
+  copies: int | None = None,
+):
   """Sums weight * down(silu(gate(x)) * up(x)) over each token's experts.
 
   Args:
@@ -44,6 +54,8 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
       `grouped_matmul`; GPU and TPU), `lookup` (the matrices of each copy are
       fetched; for so few tokens that most experts rest), `dense` (every token
       through every expert, the slow oracle), or `auto`.
+    copies: most entries of `index` that are experts, where it is known to be
+      fewer than T * K; `grouped` then holds so many rows and no more.
 
   Returns:
     [T, D] in x's dtype. Differentiable in all but `index`.
@@ -65,12 +77,9 @@ def expert_mlp(x, index, weight, gate, up, down, *, impl: str = "auto"):
   else:
     weights = (_wide_weights(w, x.dtype) for w in (gate, up, down))
   arrays = manual_axes.align(x, index, weight, *weights)
-  run = {
-    "slots": _slotted,
-    "grouped": _grouped,
-    "lookup": _lookup,
-    "dense": _dense,
-  }[impl]
+  if impl == "grouped":
+    return _grouped(*arrays, copies or index.size)
+  run = {"slots": _slotted, "lookup": _lookup, "dense": _dense}[impl]
   return run(*arrays)
 
 
@@ -118,9 +127,9 @@ def _dense(x, index, weight, gate, up, down):
   return (y * share[:, :, None]).sum(1).astype(x.dtype)
 
 
-def _grouped(x, index, weight, gate, up, down):
+def _grouped(x, index, weight, gate, up, down, copies: int):
   n_experts = gate.shape[0]
-  rows, order = permutation.permute(x, index, n_experts)
+  rows, order = permutation.permute(x, index, n_experts, most=copies)
   rows = checkpoint_name(rows, "dispatched")
   sizes = permutation.group_sizes(index, n_experts)
 

@@ -61,19 +61,22 @@ def group_sizes(index, n_experts: int):
   return (index.reshape(-1)[:, None] == experts).sum(0, dtype=jnp.int32)
 
 
-def permute(x, index, n_experts: int):
+def permute(x, index, n_experts: int, *, most: int | None = None):
   """Copies each token once per expert it goes to, sorted by expert.
 
   Args:
     x: [T, D].
     index: int32 [T, K], experts of each token.
     n_experts: E.
+    most: M, at least as many as there are entries of `index` in [0, E); None
+      is T * K.
 
   Returns:
-    ([T * K, D], `Permutation`).
+    ([M, D], `Permutation`). Rows past the last expert's are of copies that no
+    expert takes, and so are those that do not exist if M < T * K.
   """
   order = by_expert(index, n_experts)
-  x, copy, row = manual_axes.align(x, *order)
+  x, copy, row = manual_axes.align(x, order.copy[:most], order.row)
   return _spread(x, copy, row), order
 
 
@@ -81,7 +84,7 @@ def unpermute(y, weight, order: Permutation):
   """Sums the results of each token's copies, weighted.
 
   Args:
-    y: [T * K, D], rows sorted by expert.
+    y: [M, D], rows sorted by expert.
     weight: [T, K], gate weight of each copy, of any floating dtype.
     order: what `permute` returned.
 
@@ -96,6 +99,11 @@ def take(x, index):
   return x.at[index].get(mode="promise_in_bounds")
 
 
+def _take_or_zero(x, index):
+  """Rows of `x` at `index`, zeros for those that do not exist."""
+  return x.at[index].get(mode="fill", fill_value=0)
+
+
 @jax.custom_vjp
 def _spread(x, copy, row):
   return take(x, copy // row.shape[1])
@@ -106,7 +114,10 @@ def _spread_forward(x, copy, row):
 
 
 def _spread_backward(row, dy):
-  dx = take(dy, row).sum(1, dtype=jnp.float32)
+  # One copy of the tokens at a time: all K of them would be K times as large.
+  dx = jnp.zeros((row.shape[0], dy.shape[1]), jnp.float32)
+  for k in range(row.shape[1]):
+    dx += _take_or_zero(dy, row[:, k])
   return dx.astype(dy.dtype), None, None
 
 
@@ -115,8 +126,12 @@ _spread.defvjp(_spread_forward, _spread_backward)
 
 @jax.custom_vjp
 def _gather_sum(y, weight, copy, row):
-  weighted = take(y, row) * weight.astype(jnp.float32)[:, :, None]
-  return weighted.sum(1).astype(y.dtype)
+  del copy
+  weight = weight.astype(jnp.float32)
+  total = jnp.zeros((row.shape[0], y.shape[1]), jnp.float32)
+  for k in range(row.shape[1]):
+    total += _take_or_zero(y, row[:, k]) * weight[:, k, None]
+  return total.astype(y.dtype)
 
 
 def _gather_sum_forward(y, weight, copy, row):
@@ -125,10 +140,15 @@ def _gather_sum_forward(y, weight, copy, row):
 
 def _gather_sum_backward(saved, dout):
   y, weight, copy, row = saved
+  copy = copy[: y.shape[0]]
   scale = take(weight.reshape(-1), copy)[:, None].astype(jnp.float32)
   dy = take(dout, copy // row.shape[1]) * scale
-  dweight = (take(y, row).astype(jnp.float32) * dout[:, None, :]).sum(-1)
-  return dy.astype(y.dtype), dweight.astype(weight.dtype), None, None
+  dweight = [
+    (_take_or_zero(y, row[:, k]).astype(jnp.float32) * dout).sum(-1)
+    for k in range(row.shape[1])
+  ]
+  dweight = jnp.stack(dweight, axis=1).astype(weight.dtype)
+  return dy.astype(y.dtype), dweight, None, None
 
 
 _gather_sum.defvjp(_gather_sum_forward, _gather_sum_backward)
