@@ -10,7 +10,6 @@ Legend (parallel/axes.py): n devices of the axis, C rows of a block.
 
 import functools
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 
