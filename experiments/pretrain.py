@@ -27,6 +27,18 @@ DETECT = flags.DEFINE_bool(
 )
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is.")
+SILENCE = flags.DEFINE_float(
+  "silence_seconds",
+  20,
+  "A process that is silent for so long is lost, and the others end.",
+  lower_bound=1,
+)
+HANG = flags.DEFINE_float(
+  "hang_seconds",
+  300,
+  "So is one that others wait for, at a step, for so long; 0 waits for ever.",
+  lower_bound=0,
+)
 
 
 def main(argv):
@@ -34,13 +46,23 @@ def main(argv):
   del argv
   # The first JAX call decides what it sees, so the processes meet before it.
   from dsx.parallel import distributed
+  from dsx.parallel import liveness
 
   distributed.initialise(
     COORDINATOR.value,
     PROCESSES.value,
     PROCESS.value,
     detect=DETECT.value,
+    timing=liveness.Timing(
+      silence_seconds=SILENCE.value, hang_seconds=HANG.value
+    ),
   )
+  with distributed.together():
+    train()
+
+
+def train() -> None:
+  """Builds the run that the gin files describe, and trains it."""
   run = cli.build(TARGET)
   if cli.DRY_RUN.value:
     from dsx.training import dry_run
@@ -61,8 +83,7 @@ def main(argv):
   command = f"python -m experiments.pretrain {arguments}"
   if not cli.WORKDIR.value:
     command += f" --workdir={shlex.quote(str(workdir))}"
-  with distributed.together():
-    loop.train(run, workdir, resume_command=command)
+  loop.train(run, workdir, resume_command=command)
 
 
 if __name__ == "__main__":

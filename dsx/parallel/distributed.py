@@ -3,14 +3,29 @@
 import atexit
 from collections.abc import Iterator
 import contextlib
+import json
 import os
+import secrets
+import socket
 import sys
 
 import jax
+from jax._src import distributed as jax_distributed
 
-# After this long without a sign of life a process counts as lost, and JAX ends
-# the others, which wait for it in a collective. JAX's own 100 s waste machines.
-_LOST_SECONDS = 30
+from dsx.parallel import cluster
+from dsx.parallel import liveness
+from dsx.parallel import relay as relay_lib
+
+# JAX ends a process without a word when it has heard nothing of another one for
+# so long. `liveness` is quicker and names it; this is for when it is not there.
+_JAX_SECONDS = 300
+# Where process 0 leaves word of how the others reach its watch.
+_KEY = "dsx/liveness"
+# A collective fails when a partner's connection breaks; the watch, which sees
+# the same, is given so long to say whose it was.
+_VERDICT_SECONDS = 5.0
+
+_watch: liveness.Watch | None = None
 
 
 def initialise(
@@ -19,55 +34,135 @@ def initialise(
   process_id: int | None = None,
   *,
   detect: bool = False,
+  timing: liveness.Timing | None = None,
 ) -> None:
   """Joins the other processes; does nothing for a run of one process.
+
+  From then on a lost process ends all others, see `liveness`.
 
   Args:
     coordinator_address: host:port of process 0, or None.
     num_processes: how many processes there are.
     process_id: which one this is, from 0.
-    detect: let JAX find all three in its environment (TPU pods, SLURM, Open
+    detect: find what is not given in the environment (TPU pods, SLURM, Open
       MPI).
+    timing: how patient processes are with each other; None for `Timing()`.
 
   Raises:
-    ValueError: if only some of the three are given.
+    ValueError: if only some of the three are given, or the environment says
+      too little.
   """
-  given = (coordinator_address, num_processes, process_id)
-  if not detect and all(value is None for value in given):
+  asked = (coordinator_address, num_processes, process_id)
+  meeting = cluster.detect(*asked) if detect else cluster.given(*asked)
+  if meeting is None:
     return
-  if not detect and any(value is None for value in given):
-    raise ValueError(
-      f"coordinator_address={coordinator_address!r}, num_processes="
-      f"{num_processes!r}, process_id={process_id!r}: expected all three or "
-      "none; give the others too"
-    )
+  address, relay = meeting.coordinator_address, None
+  if meeting.process_id > 0:
+    relay = relay_lib.Relay(*meeting.coordinator)
+    address = relay.address
   # XLA's own CPU collectives do not cross processes.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(
-    coordinator_address=coordinator_address,
-    num_processes=num_processes,
-    process_id=process_id,
-    heartbeat_timeout_seconds=_LOST_SECONDS,
+    coordinator_address=address,
+    num_processes=meeting.num_processes,
+    process_id=meeting.process_id,
+    local_device_ids=meeting.local_device_ids,
+    cluster_detection_method="deactivate",  # it would take one device
+    heartbeat_timeout_seconds=_JAX_SECONDS,
   )
+  if relay is not None:
+    relay.joined()
+  if meeting.num_processes > 1:
+    _begin_watch(meeting, timing or liveness.Timing())
+
+
+def _begin_watch(meeting: cluster.Meeting, timing: liveness.Timing) -> None:
+  global _watch
+  store = jax_distributed.global_state.client
+  assert store is not None
+  watch = liveness.Watch(
+    meeting.process_id,
+    meeting.num_processes,
+    timing=timing,
+    on_loss=liveness.end,
+  )
+  host, _ = meeting.coordinator
+  if meeting.process_id == 0:
+    listener = _listen(host)
+    port, token = listener.getsockname()[1], secrets.token_hex(16)
+    word = {"port": port, "token": token, "host": liveness.place()}
+    store.key_value_set(_KEY, json.dumps(word))
+    watch.serve(listener, token)
+  else:
+    limit = int(1000 * timing.join_seconds)
+    word = json.loads(store.blocking_key_value_get(_KEY, limit))
+    stream = socket.create_connection(
+      (host, word["port"]), timeout=timing.join_seconds
+    )
+    watch.join(stream, word["token"], word["host"])
+  _watch = watch
+  # Runs before what JAX has registered for the end.
+  atexit.register(_leave)
+
+
+def _listen(host: str) -> socket.socket:
+  """A socket for the watch, open to other machines only if there are any."""
+  if host in ("localhost", "127.0.0.1", "::1"):
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    return socket.create_server((host, 0), family=family)
+  if socket.has_dualstack_ipv6():
+    return socket.create_server(
+      ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+    )
+  return socket.create_server(("", 0), backlog=4096)
+
+
+def arrived(where: str) -> None:
+  """Notes that this process has come to a place where it needs the others.
+
+  Who stays behind for long is lost, see `liveness.Timing.hang_seconds`.
+  """
+  if _watch is not None:
+    _watch.arrived(where)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
   """Ends this process without waiting if what is inside fails in it.
 
-  The others wait for it in a collective, and at its exit it would wait for
-  them; now they notice, and JAX ends them. With one process nothing changes.
+  The others are told. Where it failed because another one was lost, it ends
+  as they do, with `liveness.LOST`. With one process nothing changes.
   """
   try:
     yield
-  except Exception:
-    if jax.process_count() > 1:
+  except BaseException as error:
+    if _watch is not None and not _good(error):
+      if isinstance(error, jax.errors.JaxRuntimeError):
+        _watch.wait_for_loss(_VERDICT_SECONDS)
+      _watch.failed(_in_a_line(error))
+      code = 130 if isinstance(error, KeyboardInterrupt) else 1
       # Runs before what JAX has registered, which meets the other processes.
-      atexit.register(_exit)
+      atexit.register(_exit, code)
     raise
 
 
-def _exit() -> None:
+def _good(error: BaseException) -> bool:
+  return isinstance(error, SystemExit) and not error.code
+
+
+def _in_a_line(error: BaseException) -> str:
+  text = " ".join(str(error).split())
+  return f"{type(error).__name__}: {text[:500]}" if text else repr(error)
+
+
+def _leave() -> None:
+  """Waits for the others at the end of a good run, still watching them."""
+  jax.distributed.shutdown()
+  if _watch is not None:
+    _watch.leave()
+
+
+def _exit(code: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(1)
+  os._exit(code)

@@ -13,6 +13,7 @@ import pathlib
 
 import jax
 
+from dsx.parallel import distributed
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import history
 from dsx.training import metrics as metrics_lib
@@ -85,6 +86,7 @@ def _steps(
   with contextlib.closing(batches), preemption_lib.Preemption() as preemption:
     for position, batch in batches:
       phase = run.schedule.phase(position.step)
+      distributed.arrived(f"step {position.step:,}")
       state, metrics = take(state, batch, trainer.scalars(phase))
       step = position.step + 1
       if trainer.ema is not None:
@@ -94,11 +96,13 @@ def _steps(
       last = stopping or step == trainer.total_steps
       if run.evaluate_every and step % run.evaluate_every == 0 and not last:
         show.flush()
+        distributed.arrived(f"the validation after step {step:,}")
         with show.pause():
           score = evaluator.score(state.params, state.router_bias)
         show.validated(run.schedule.position(step), score)
       if run.checkpoint_every and step % run.checkpoint_every == 0:
         show.flush()
+        distributed.arrived(f"the checkpoint of step {step:,}")
         with show.pause():
           trainer.save(state, step)
       if stopping:
@@ -123,6 +127,7 @@ def _finish(
   digest = None
   if finished:
     show.doing("validating")
+    distributed.arrived("the last validation")
     evaluator = trainer.evaluator(run.final_evaluation_records)
     score = evaluator.score(state.params, state.router_bias)
     more = {}
