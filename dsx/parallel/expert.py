@@ -40,6 +40,10 @@ from dsx.ops import permutation
 from dsx.parallel import axes
 from dsx.parallel import dispatch as dispatch_lib
 
+# The loops over them bear this name in the compiled program; as a rule they do
+# not run.
+FURTHER_ROUNDS = "further_rounds"
+
 # Buffers of a limited capacity are a multiple of this many rows.
 _ROWS = 8
 
@@ -414,7 +418,8 @@ def _further(splits, total, x, index, weight, kernels, way: Way):
   def add(i, y):
     return y + _round(i, splits, x, index, weight, kernels, way)[0]
 
-  return lax.fori_loop(1, total, add, jnp.zeros_like(x))
+  with jax.named_scope(FURTHER_ROUNDS):
+    return lax.fori_loop(1, total, add, jnp.zeros_like(x))
 
 
 def _further_forward(splits, total, x, index, weight, kernels, way):
@@ -433,7 +438,8 @@ def _further_backward(way, saved, dy):
     return jax.tree.map(jnp.add, grads, pull(dy))
 
   zeros = jax.tree.map(jnp.zeros_like, (x, weight, kernels))
-  dx, dweight, dkernels = lax.fori_loop(1, total, add, zeros)
+  with jax.named_scope(FURTHER_ROUNDS):
+    dx, dweight, dkernels = lax.fori_loop(1, total, add, zeros)
   return None, None, dx, None, dweight, dkernels
 
 
