@@ -13,11 +13,9 @@ docs/reliability.md.
 
 import collections
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
-import platform
 import random
 import re
 import shutil
@@ -30,11 +28,9 @@ import time
 from absl import app
 from absl import flags
 
+from benchmarks import interrupted_runs
 from benchmarks import report
 from dsx.training import checkpoint
-from dsx.training import manifest
-from dsx.training import metrics
-from experiments import provenance
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How often to kill.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
@@ -42,13 +38,9 @@ _STEPS = flags.DEFINE_integer("steps", 2000, "About how long the run is.")
 _RECORD = flags.DEFINE_bool("record", False, "Write docs/reliability.md.")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_PAGE = _ROOT / "docs" / "reliability.md"
 _GIN = "gin_configs/runs/ci.gin"
-_MARKS = ("<!-- kill_resume -->", "<!-- /kill_resume -->")
 _EVERY = 100  # steps between checkpoints
 _LIMIT = 300  # seconds that any one process may take
-# What a step's record says of the clock and not of the training.
-_CLOCK = {"tokens_per_second", "mfu", "data_wait"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +60,6 @@ class Kill:
   saving: bool
   complete: int | None
   began: str
-
-
-def corpus(folder: pathlib.Path) -> None:
-  """Writes 40 small text files, the same every time."""
-  rng = random.Random(0)
-  words = (
-    "the router sends every token to the experts that know it best".split()
-  )
-  folder.mkdir()
-  for i in range(40):
-    text = " ".join(rng.choice(words) for _ in range(600))
-    (folder / f"{i:02d}.txt").write_text(text)
 
 
 def command(folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
@@ -157,40 +137,24 @@ class Process:
     return self._output.read()
 
 
-def newest_step(workdir: pathlib.Path) -> int:
-  """The newest step in the metrics."""
-  path = workdir / metrics.FILE_NAME
-  if not path.exists():
-    return 0
-  with path.open("rb") as file:
-    file.seek(max(0, path.stat().st_size - 4096))
-    found = re.findall(rb'"step":(\d+),', file.read())
-  return int(found[-1]) if found else 0
-
-
-def unfinished(workdir: pathlib.Path) -> bool:
-  """Whether a checkpoint is there that is not complete."""
-  folder = workdir / "checkpoints"
-  if not folder.is_dir():
-    return False
-  names = [path for path in folder.iterdir() if path.name[0].isdigit()]
-  return any(not (path / manifest.NAME).exists() for path in names)
-
-
 def kill_once(folder, workdir, target: int, aim: bool, rng) -> Kill | None:
   """Starts or resumes the run and kills it at or after a step.
 
   Returns:
     The kill; None if the run came to its end first.
   """
-  before = newest_step(workdir)
+  before = interrupted_runs.newest_step(workdir)
   with Process(folder, workdir) as process:
     started = False
     while process.running():
-      step = newest_step(workdir)
+      step = interrupted_runs.newest_step(workdir)
       # A resume first drops records past its checkpoint; it may redo `target`.
       started = started or (step != before or before == 0) and step > 0
-      if started and step >= target and (not aim or unfinished(workdir)):
+      if (
+        started
+        and step >= target
+        and (not aim or interrupted_runs.unfinished(workdir))
+      ):
         time.sleep(rng.uniform(0, 0.25 if aim else 0.05))
         break
       time.sleep(0.001)
@@ -203,8 +167,8 @@ def kill_once(folder, workdir, target: int, aim: bool, rng) -> Kill | None:
   complete = checkpoint.Checkpointer(workdir / "checkpoints").steps()
   return Kill(
     aimed_at_save=aim,
-    step=newest_step(workdir),
-    saving=unfinished(workdir),
+    step=interrupted_runs.newest_step(workdir),
+    saving=interrupted_runs.unfinished(workdir),
     complete=complete[-1] if complete else None,
     began=found[1] if found else "not told yet",
   )
@@ -222,38 +186,25 @@ def batches(workdir: pathlib.Path) -> dict[int, set[str]]:
   return found
 
 
-def records(workdir: pathlib.Path) -> list[str]:
-  """Every record of the metrics, without the clock."""
-  kept = []
-  for record in metrics.read(workdir):
-    plain = {k: v for k, v in record.items() if k not in _CLOCK}
-    kept.append(json.dumps(plain, sort_keys=True))
-  return sorted(kept)
-
-
-def checksums(workdir: pathlib.Path) -> dict[str, object]:
-  """Shape, dtype and checksum of every array of the last checkpoint."""
-  folder = workdir / "checkpoints"
-  step = checkpoint.Checkpointer(folder).steps()[-1]
-  return manifest.read(folder / str(step)).leaves
-
-
 def compare(calm: pathlib.Path, killed: pathlib.Path):
   """Rows (what, how many, whether equal) of the comparison."""
   summaries = [
     json.loads((w / "summary.json").read_text()) for w in (calm, killed)
   ]
   digests = [summary["state_digest"] for summary in summaries]
-  leaves = checksums(calm)
+  leaves = interrupted_runs.checksums(calm)
   once, again = batches(calm), batches(killed)
   yield "`state_digest`", digests[0][:16], digests[0] == digests[1]
   arrays = f"{len(leaves)} arrays"
   yield (
     "last checkpoints (average and keys too)",
     arrays,
-    leaves == checksums(killed),
+    leaves == interrupted_runs.checksums(killed),
   )
-  calm_records, killed_records = records(calm), records(killed)
+  calm_records, killed_records = (
+    interrupted_runs.records(calm),
+    interrupted_runs.records(killed),
+  )
   kept = f"{len(calm_records)} records"
   yield "metrics, exact", kept, calm_records == killed_records
   yield "batches, redone ones too", f"{len(once)} steps", once == again
@@ -266,7 +217,7 @@ def experiment(folder: pathlib.Path, kills: int, seed: int):
     (kills, rows of `compare`, steps of the run).
   """
   rng = random.Random(seed)
-  corpus(folder / "corpus")
+  interrupted_runs.corpus(folder / "corpus")
   calm, killed = folder / "calm", folder / "killed"
   with Process(folder, calm) as process:
     process.finish()
@@ -290,11 +241,6 @@ def experiment(folder: pathlib.Path, kills: int, seed: int):
 
 def render(kills: list[Kill], rows, steps: int, seconds: float) -> str:
   """Both tables, with what they were made with."""
-  versions = provenance.provenance()
-  libraries = ", ".join(
-    f"{name} {versions[name]}"
-    for name in ("jax", "orbax-checkpoint", "grain", "numpy")
-  )
   saving = sum(kill.saving for kill in kills)
   lines = [
     report.table(
@@ -316,23 +262,11 @@ def render(kills: list[Kill], rows, steps: int, seconds: float) -> str:
     ),
     f"{len(kills)} kills over {steps} steps, {saving} with an unfinished "
     f"checkpoint on the disk, in {seconds:.0f} s. A checkpoint every {_EVERY} "
-    f"steps. {datetime.date.today().isoformat()}, {report.processor()}, "
-    f"Python {platform.python_version()}, {libraries}, commit "
-    f"{versions['commit'][:10]}.",
+    f"steps. {interrupted_runs.conditions()}",
     f"    python -m benchmarks.kill_resume --kills={len(kills)} "
     f"--seed={_SEED.value} --steps={_STEPS.value}",
   ]
   return "\n\n".join(lines)
-
-
-def record(text: str) -> None:
-  """Replaces the part of docs/reliability.md between the two marks."""
-  page = _PAGE.read_text()
-  head, _, rest = page.partition(_MARKS[0])
-  _, found, tail = rest.partition(_MARKS[1])
-  if not found:
-    raise ValueError(f"{_PAGE}: expected the marks {_MARKS}; put them back")
-  _PAGE.write_text(f"{head}{_MARKS[0]}\n\n{text}\n\n{_MARKS[1]}{tail}")
 
 
 def main(argv):
@@ -349,7 +283,7 @@ def main(argv):
   text = render(kills, rows, steps, seconds)
   print(text)
   if _RECORD.value:
-    record(text)
+    interrupted_runs.record("kill_resume", text)
   return 0 if all(equal for _, _, equal in rows) else 1
 
 

@@ -146,7 +146,9 @@ class Group:
         first = first or self._culprit()
         if died is None and any(process.returncode for process in self.members):
           died = time.monotonic()
-        elif died is not None and time.monotonic() - died > self._grace:
+        elif died is not None and (
+          time.monotonic() - died > self._grace or self._only_lost_left(running)
+        ):
           killed = killed or tuple(running)
           self._signal(signal.SIGKILL)
       while self._show(0):  # what is left in the pipes
@@ -180,6 +182,11 @@ class Group:
     ]
     # A killed one is the cause where another has failed at the same moment.
     return min(own, key=lambda pair: pair[1] > 0, default=None)
+
+  def _only_lost_left(self, running: list[int]) -> bool:
+    """Whether one process runs, of which all others say that it is lost."""
+    codes = [process.returncode for process in self.members]
+    return len(running) == 1 and codes.count(liveness.LOST) == len(codes) - 1
 
   def _show(self, seconds: float) -> bool:
     """Passes on what there is to read; returns whether there was anything."""
