@@ -22,6 +22,10 @@ from dsx.training import losses
 from dsx.training import optimizer as optimizer_lib
 from dsx.training import state as state_lib
 
+# The loop over them bears this name in the compiled program, which does not
+# know its length.
+MICRO_BATCHES = "micro_batches"
+
 
 def denominators(batch, micro_batches):
   """What the sums over a global batch [M, B, L+1] are divided by."""
@@ -67,7 +71,8 @@ def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
   zero = jax.tree.map(
     lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(micro, 0)
   )
-  return lax.fori_loop(0, scalars["micro_batches"], add, zero)
+  with jax.named_scope(MICRO_BATCHES):
+    return lax.fori_loop(0, scalars["micro_batches"], add, zero)
 
 
 def router_biases(router_bias, load, speed):
@@ -113,8 +118,8 @@ def train_step(
       `mtp_weight` float32 and `micro_batches` int32 (section 4.2's phases).
 
   Returns:
-    (state, metrics): `loss`, `mtp_loss`, `balance_loss`, `load`, `grad_norm`,
-    `max_violation` [M], `finite`.
+    (state, metrics): `loss`, `mtp_loss`, `balance_loss`, `load`, `dropped`,
+    `grad_norm`, `max_violation` [M], `finite`.
   """
   grads, metrics = gradients(
     model, state.params, state.router_bias, batch, scalars
