@@ -10,6 +10,9 @@ import os
 # The only door to what JAX detects without starting anything.
 from jax._src import clusters
 
+# Where its mpirun is, which later versions do not say.
+_OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meeting:
@@ -95,25 +98,23 @@ def detect(
   Raises:
     ValueError: the environment does not say enough, or says nonsense.
   """
-  # Open MPI 5 says all but where process 0 is.
-  if num_processes is None and "OMPI_COMM_WORLD_SIZE" in os.environ:
-    num_processes = int(os.environ["OMPI_COMM_WORLD_SIZE"])
-  if process_id is None and "OMPI_COMM_WORLD_RANK" in os.environ:
-    process_id = int(os.environ["OMPI_COMM_WORLD_RANK"])
-  try:
-    detected = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      coordinator_address,
-      num_processes,
-      process_id,
-      None,
-      None,
-      timeout_seconds,
-    )
-  except (RuntimeError, OSError, ValueError, IndexError) as error:
-    raise ValueError(
-      f"--detect_processes: the environment cannot be understood ({error}); "
-      "give coordinator_address, num_processes and process_id"
-    ) from error
+  if "OMPI_COMM_WORLD_RANK" in os.environ and _OPEN_MPI_4 not in os.environ:
+    detected = _open_mpi_5(coordinator_address, num_processes, process_id)
+  else:
+    try:
+      detected = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator_address,
+        num_processes,
+        process_id,
+        None,
+        None,
+        timeout_seconds,
+      )
+    except (RuntimeError, OSError, ValueError, IndexError) as error:
+      raise ValueError(
+        f"--detect_processes: the environment cannot be understood ({error}); "
+        "give coordinator_address, num_processes and process_id"
+      ) from error
   address, count, process, devices = detected
   if address is None or count is None or process is None:
     raise ValueError(
@@ -129,12 +130,22 @@ def detect(
   )
 
 
+def _open_mpi_5(address: str | None, count: int | None, process: int | None):
+  """What Open MPI 5 says: all but where process 0 is."""
+  environ = os.environ
+  if count is None:
+    count = int(environ["OMPI_COMM_WORLD_SIZE"])
+  if process is None:
+    process = int(environ["OMPI_COMM_WORLD_RANK"])
+  return address, count, process, [int(environ["OMPI_COMM_WORLD_LOCAL_RANK"])]
+
+
 def _alone() -> bool:
   """Whether this is the only process of its machine, whose devices it gets.
 
   JAX takes a SLURM task or an MPI rank to be one of several with a GPU each.
   """
   ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-  tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS"))
+  tasks = os.environ.get("SLURM_NTASKS")
   machines = os.environ.get("SLURM_STEP_NUM_NODES")
   return ranks == "1" or (tasks is not None and tasks == machines)

@@ -100,6 +100,7 @@ def _begin_watch(meeting: cluster.Meeting, timing: liveness.Timing) -> None:
       (host, word["port"]), timeout=timing.join_seconds
     )
     watch.join(stream, word["token"], word["host"])
+  watch.joined.wait(timing.join_seconds)
   _watch = watch
   # Runs before what JAX has registered for the end.
   atexit.register(_leave)

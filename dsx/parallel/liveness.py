@@ -85,6 +85,7 @@ class Watch:
   Attributes:
     process: this process's index.
     loss: who was lost, or None.
+    joined: set when all processes have joined, and all will be told of a loss.
   """
 
   def __init__(
@@ -106,6 +107,7 @@ class Watch:
     """
     self.process = process
     self.loss: Loss | None = None
+    self.joined = threading.Event()
     self._timing = timing
     self._on_loss = on_loss
     self._myself = _Peer(process=process, host=place(), heard=0.0)
@@ -237,6 +239,8 @@ class Watch:
       self.loss = self.loss or self._lost(
         peer, f"it failed: {message['failed']}"
       )
+    elif "all" in message:
+      self.joined.set()
     elif "bye" in message:
       self._drop(connection)
     elif message.get("at", peer.at) != peer.at:
@@ -256,6 +260,9 @@ class Watch:
     self._peers[connection] = _Peer(
       process=process, host=str(hello.get("host")), heard=time.monotonic()
     )
+    if not self._missing:
+      self._tell({"all": True})
+      self.joined.set()
 
   def _lost(self, peer: _Peer, why: str) -> Loss:
     return Loss(process=peer.process, host=peer.host, why=why)
