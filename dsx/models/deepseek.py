@@ -4,6 +4,9 @@ DeepSeek-V3 section 2. `DeepSeek.__call__` returns logits; training calls
 `features`, which stops before the output head so that the logits of a large
 vocabulary are never held whole (`training/losses.py`).
 
+Where the mesh divides sequences, `features` works in another order of tokens
+(`parallel/context.py`); what it takes and returns is in the natural one.
+
 Legend (parallel/axes.py): B batch, L length, D model, V vocabulary,
 E experts.
 """
@@ -20,6 +23,7 @@ from dsx.models import transformer
 from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import rope
 from dsx.parallel import axes
+from dsx.parallel import context
 
 
 class Embedding(nn.Module):
@@ -40,9 +44,12 @@ class Embedding(nn.Module):
       (c.vocab_size, c.hidden_size),
       jnp.dtype(self.dtypes.param),
     )
+    # Rows in whole: else each device looks up its columns of everybody's
+    # tokens, which then change places.
+    table = table.astype(self.dtypes.compute)
+    table = nn.with_logical_constraint(table, (axes.VOCAB, None))
     names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
-    rows = table.astype(self.dtypes.compute)[tokens]
-    return nn.with_logical_constraint(rows, names)
+    return nn.with_logical_constraint(table[tokens], names)
 
 
 class Head(nn.Module):
@@ -141,28 +148,36 @@ class DeepSeek(nn.Module):
         load: float32 [M, E], tokens per expert of each expert layer, MTP
           modules last; M is 0 for a model without experts.
         balance_loss: float32 [B], eq. 17 without alpha, summed over layers.
+        dropped: float32 [], copies that found no room, summed over layers.
     """
     chex.assert_rank(tokens, 2)
     c = self.config
+    parts = 1 if self.is_initializing() else context.size()
     if positions is None:
       positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
       positions = jnp.broadcast_to(positions[None, :], tokens.shape)
+    # From here to the end tokens are in the order of `parallel/context.py`.
+    positions = context.spread(positions, parts)
     rotation = rope.cos_sin(
       positions, c.qk_rope_head_dim, c.rope_theta, c.rope_scaling
     )
-    x = self.embed_tokens(tokens)
+    x = self.embed_tokens(context.spread(tokens, parts))
     loads = jnp.zeros((0, c.n_routed_experts), jnp.float32)
     balance = jnp.zeros(tokens.shape[:1], jnp.float32)
+    dropped = jnp.zeros((), jnp.float32)
     if c.first_k_dense_replace:
       x, _ = self.dense_layers(x, rotation, segment_ids, None)
     if c.num_moe_layers:
       x, aux = self.moe_layers(x, rotation, segment_ids, None)
       loads, balance = aux["load"], aux["balance_loss"].sum(0)
+      dropped = aux["dropped"].sum()
     hidden = self.norm(x)
     previous = hidden if c.mtp_hidden == "post_norm" else x
     mtp_hidden = []
     for k, module in enumerate(self.mtp, start=1):
-      shifted, mask = _shift(tokens, k, segment_ids)
+      shifted, mask = (
+        context.spread(x, parts) for x in _shift(tokens, k, segment_ids)
+      )
       x, normed, aux = module(
         previous, self.embed_tokens(shifted), rotation, segment_ids, mask
       )
@@ -170,11 +185,13 @@ class DeepSeek(nn.Module):
       mtp_hidden.append(normed)
       loads = jnp.concatenate([loads, aux["load"][None, :]])
       balance = balance + aux["balance_loss"]
+      dropped = dropped + aux["dropped"]
     return {
-      "hidden": hidden,
-      "mtp_hidden": tuple(mtp_hidden),
+      "hidden": context.natural(hidden, parts),
+      "mtp_hidden": tuple(context.natural(h, parts) for h in mtp_hidden),
       "load": loads,
       "balance_loss": balance,
+      "dropped": dropped,
     }
 
 

@@ -19,6 +19,7 @@ from dsx.models import mla
 from dsx.models import moe
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import axes
+from dsx.parallel import halves
 
 # What `remat='paper'` keeps (section 3.2.3): latents rather than the MLA
 # up-projections, SwiGLU's inputs rather than its output, no RMSNorm output.
@@ -53,6 +54,22 @@ class Block(nn.Module):
 
   def __call__(self, x, rotation, segment_ids=None, mask=None):
     """Maps x [B, L, D] to ([B, L, D], aux of `moe.MoE`, {} if dense)."""
+    arrays = (x, rotation, segment_ids, mask)
+    together = self.execution.overlap == "none" or self.is_initializing()
+    if self.dense or together:
+      return self._whole(*arrays)
+    # Nothing of one half depends on the other: which runs while the other's
+    # tokens travel is for the compiler's scheduler to choose.
+    y, aux = zip(
+      *(self._whole(*half) for half in halves.split(arrays)), strict=True
+    )
+    return halves.join(y), {
+      "load": aux[0]["load"] + aux[1]["load"],
+      "dropped": aux[0]["dropped"] + aux[1]["dropped"],
+      "balance_loss": halves.join([a["balance_loss"] for a in aux]),
+    }
+
+  def _whole(self, x, rotation, segment_ids, mask):
     attended = self.self_attn(self.input_layernorm(x), rotation, segment_ids)
     return self._feed_forward(x + attended, mask)
 

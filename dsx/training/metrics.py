@@ -8,11 +8,13 @@ it show the same numbers. The kinds and their fields, losses in nats per token:
               grad_norm max_violation max_violation_by_layer[] bits_per_byte
               tokens_per_second mfu data_wait mtp_weight bias_update_speed
               skipped (updates left out so far, because they were not finite)
+              dropped (share of the copies of tokens that found no room on the
+              way to their experts; 0 unless a capacity is given)
   validation  step tokens loss mtp_loss[] bits_per_byte
   load        step layers[] load[][] (tokens per expert, as a fraction of the
               layer's mean)
 
-`mfu` and `data_wait` are fractions of 1. JSON has no NaN: numbers that are not
+`mfu`, `data_wait` and `dropped` are fractions of 1. JSON has no NaN: numbers that are not
 finite are written as null and read back as NaN. Floats keep 9 digits, which is
 exact for float32; loads keep 4.
 """

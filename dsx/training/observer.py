@@ -201,6 +201,7 @@ class Observer:
       "mtp_weight": phase.mtp_weight,
       "bias_update_speed": phase.bias_update_speed,
       "skipped": self._skipped,
+      "dropped": mean("dropped") / np.maximum(loads.sum(), 1.0),
     }
     share = loads / np.maximum(loads.mean(-1, keepdims=True), 1e-9)
     self._write(record)

@@ -149,6 +149,15 @@ class Pretraining:
     Args:
       shards: parts into which the mesh divides a batch.
     """
+    if self.execution.overlap == "two_batches" and self.micro_batch % (
+      2 * shards
+    ):
+      raise ValueError(
+        f"micro_batch_size={self.micro_batch}: expected a multiple of "
+        f"{2 * shards}, because overlap='two_batches' halves what each of the "
+        f"{shards} parts of a batch holds; change it or "
+        "config.Execution.overlap"
+      )
     if self.micro_batch % shards:
       raise ValueError(
         f"micro_batch_size={self.micro_batch}: expected a multiple of the "

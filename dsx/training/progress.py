@@ -88,6 +88,7 @@ def _fields(
     "data": (_number(record, "data_wait"), "data {:.1%}"),
     "ETA": (eta, "ETA {}"),
     "skipped": (_number(record, "skipped") or None, "skipped {:.0f}"),
+    "dropped": (_number(record, "dropped") or None, "dropped {:.2%}"),
   }
   written = {"tok/s": count, "ETA": duration}
   return {

@@ -31,6 +31,7 @@ def _metrics(loss: float, finite: bool = True) -> dict:
     "mtp_loss": jnp.array([2 * loss], jnp.float32),
     "balance_loss": jnp.float32(1.0),
     "load": jnp.asarray(_LOAD),
+    "dropped": jnp.float32(0.25 * np.sum(_LOAD)),
     "grad_norm": jnp.float32(3.0),
     "max_violation": jnp.array([0.5, 0.0]),
     "finite": jnp.asarray(finite),
@@ -90,6 +91,7 @@ class ObserverTest(parameterized.TestCase):
     self.assertEqual(last["max_violation"], 0.5)
     self.assertEqual(last["max_violation_by_layer"], [0.5, 0])
     self.assertEqual(last["skipped"], 0)
+    self.assertEqual(last["dropped"], 0.25)
     self.assertEqual(show.train_loss, 22.5)
     self.assertEqual(show.max_violation, 0.5)
 
