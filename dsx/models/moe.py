@@ -18,6 +18,7 @@ from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import routing
 from dsx.parallel import axes
 from dsx.parallel import expert
+from dsx.parallel import replicas as replicas_lib
 
 
 class Router(nn.Module):
@@ -61,7 +62,11 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-  """The routed experts: E feed-forwards, each over its own rows."""
+  """The routed experts: E feed-forwards, each over its own rows.
+
+  With a variable `placement` (`placed.py`) there are more rows of parameters
+  than experts: copies, and the tokens of an expert are dealt out to its own.
+  """
 
   config: config_lib.DeepSeekConfig
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
@@ -92,7 +97,12 @@ class Experts(nn.Module):
       ([B, L, D], copies dropped for want of room, float32 []).
     """
     c = self.config
-    n, d, f = c.n_routed_experts, x.shape[-1], c.moe_intermediate_size
+    replicas = self.get_variable(replicas_lib.COLLECTION, replicas_lib.NAME)
+    if replicas is not None:
+      index = replicas_lib.choose(index, replicas)
+      c = replicas_lib.routing_fields(c, replicas)
+    n, d = c.n_routed_experts, x.shape[-1]
+    f = self.config.moe_intermediate_size
     into = (axes.EXPERTS, axes.EXPERT_EMBED, axes.EXPERT_MLP)
     out = (axes.EXPERTS, axes.EXPERT_MLP, axes.EXPERT_EMBED)
     kernels = (

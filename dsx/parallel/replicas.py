@@ -19,6 +19,10 @@ import numpy as np
 
 from dsx.parallel import axes
 
+# Where a layer of experts finds its `Replicas` among the variables.
+COLLECTION = "placement"
+NAME = "replicas"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,8 @@ def _turn(index, experts: int):
   Summed in two steps, so that where the batch is spread over devices only the
   sums of its rows [B, E] travel.
   """
-  chosen = index[..., None] == jnp.arange(experts, dtype=index.dtype)
+  numbers = jnp.arange(experts, dtype=index.dtype)
+  chosen = index[..., None] == numbers[None, None, None, :]
   chosen = chosen.any(2).astype(jnp.int32)  # [B, L, E]
   row = chosen.sum(1)
   before = jnp.cumsum(row, axis=0) - row  # [B, E]
