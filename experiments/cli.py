@@ -85,6 +85,7 @@ def run(
   *,
   target: str,
   also: Sequence[str] = (),
+  check: bool = True,
 ) -> None:
   """Runs a binary and exits.
 
@@ -92,11 +93,13 @@ def run(
     main: called with the program's name once flags and gin files are checked.
     target: full dotted name of the class that the gin files describe.
     also: names of further classes whose bindings are no mistake.
+    check: whether the gin files are to be checked as they are; without it
+      `main` does so itself, with more bindings.
   """
   screen.hush()
 
   def guarded(argv):
-    return _guarded(lambda: _start(main, argv, target, also))
+    return _guarded(lambda: _start(main, argv, target, also, check))
 
   app.run(guarded, argv=_rewritten(sys.argv), flags_parser=_parse_flags)
 
@@ -183,9 +186,11 @@ def _help() -> str:
   )
 
 
-def _start(main, argv, target: str, also: Sequence[str]) -> int:
+def _start(main, argv, target: str, also: Sequence[str], check: bool) -> int:
   """Checks what is asked for, then calls `main`."""
   screen.set_up_logging(everything=logging.get_verbosity() >= logging.DEBUG)
+  if not check:
+    return main(argv) or 0
   files = list(GIN_FILE.value)
   if not files and WORKDIR.value:
     saved = workdir() / CONFIG_FILE

@@ -70,6 +70,17 @@ def check_count(flag: str, value: int, least: int = 1) -> None:
     refuse(flag, f"{value}: expected {least} to {_MOST_NODES}; change it")
 
 
+def check_variable(name: str, value: str) -> None:
+  """Refuses what no shell could export."""
+  if not _VARIABLE.fullmatch(name):
+    refuse(
+      "env",
+      f"{name!r}: expected a name of letters, digits and '_'; write"
+      " --env=NAME=VALUE",
+    )
+  check_text("env", value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
   """One run on some machines.
@@ -115,13 +126,7 @@ class Job:
     check_path("workdir", self.workdir)
     check_path("folder", self.folder)
     for name, value in self.environment.items():
-      if not _VARIABLE.fullmatch(name):
-        refuse(
-          "env",
-          f"{name!r}: expected a name of letters, digits and '_'; write"
-          " --env=NAME=VALUE",
-        )
-      check_text("env", value)
+      check_variable(name, value)
     check_count("nodes", self.nodes)
     check_count("devices_per_node", self.devices_per_node)
     check_count("max_restarts", self.max_restarts, least=0)

@@ -149,6 +149,19 @@ def submission(path: pathlib.Path) -> str:
   return f"{_SUBMISSION[TO.value]} {shlex.quote(str(path))}{more}"
 
 
+def submission_of_all(names: Sequence[str]) -> str:
+  """A script that submits the rendered files beside it."""
+  lines = ["#!/bin/bash", 'cd -- "$(dirname -- "$0")" || exit 1']
+  for name in names:
+    path = shlex.quote(f"./{name}")
+    if TO.value == "tpu_vm":  # one slice each, all at once
+      line = f"(bash {path} create && bash {path} run; bash {path} delete) &"
+      lines.append(line)
+    else:
+      lines.append(f"{_SUBMISSION[TO.value]} {path}")
+  return "\n".join([*lines, "wait"]) + "\n"
+
+
 def environment() -> dict[str, str]:
   """The variables of `--env`."""
   found = {}
@@ -156,6 +169,7 @@ def environment() -> dict[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
       job_lib.refuse("env", f"{text!r}: expected NAME=VALUE; write both")
+    job_lib.check_variable(name, value)
     found[name] = value
   return found
 
