@@ -66,7 +66,7 @@ def main(argv):
     trials, cli.GIN_FILE.value, cli.GIN_BINDINGS.value, target=launch.TARGET
   )
   folder = workdir / trial_lib.FOLDER
-  left = [t for t in trials if not trial_lib.Record(folder / t.name).finished]
+  left = _left(trials, bound, folder)
   going_on = True
   if settings is None:
     _check_local()
@@ -100,6 +100,19 @@ def _trials() -> list[trial_lib.Trial]:
   return trial_lib.trials(
     grids, draws, count=DRAWS.value, draw_seed=DRAW_SEED.value, seeds=seeds
   )
+
+
+def _left(trials, bound, folder: pathlib.Path) -> list[trial_lib.Trial]:
+  """The trials that have not come to their end."""
+  records = {trial: trial_lib.Record(folder / trial.name) for trial in trials}
+  for trial, record in records.items():
+    if not record.is_of(bound[trial.name]):
+      job_lib.refuse(
+        "workdir",
+        f"{record.folder} was begun with other gin files or bindings: expected"
+        " the same; give another --workdir, or the old ones",
+      )
+  return [trial for trial, record in records.items() if not record.finished]
 
 
 def _arguments(trial: trial_lib.Trial, folder) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib import figure
+from matplotlib import ticker
 import numpy as np
 
 from dsx.training import canvas
@@ -15,6 +16,7 @@ from dsx.training import history
 from experiments.sweeping import table
 from experiments.sweeping import trial as trial_lib
 
+_FEW = 6  # values that an axis can name one by one
 _MANY = 12  # curves that a legend can still tell apart
 _SPAN = 8.0  # from which on values lie on a logarithmic axis
 _COLORS = "viridis"
@@ -74,6 +76,10 @@ def _effect(
     low, high = places.min(), places.max()
     if low > 0 and high / low >= _SPAN:
       axes.set_xscale("log")
+    if len(set(places)) <= _FEW:
+      axes.set_xticks(sorted(set(places)))
+      axes.xaxis.set_minor_locator(ticker.NullLocator())
+      axes.xaxis.set_major_formatter(ticker.FuncFormatter(_plain))
   else:
     labels = sorted({str(value) for value in values})
     places = np.asarray([labels.index(str(value)) for value in values], float)
@@ -93,25 +99,31 @@ def _value(trial: trial_lib.Trial, key: str) -> Any:
 def _curves(
   axes, done: Sequence[table.Row], metric: str, trials: pathlib.Path
 ) -> None:
-  """Validation of every trial over its steps, the best one darkest."""
+  """Loss of every trial over its steps, the best one darkest."""
   ranked = sorted(done, key=lambda row: row.number(metric))
   colors = matplotlib.colormaps[_COLORS](np.linspace(0, 0.9, len(ranked)))
-  for row, color in zip(ranked, colors, strict=True):
-    run = history.read(trials / row.name)
-    bits = history.column(run.validation, "bits_per_byte")
+  runs = [history.read(trials / row.name) for row in ranked]
+  # One validation, at the end, is no curve.
+  validated = all(len(run.validation) > 1 for run in runs)
+  for row, color, run in zip(ranked, colors, runs, strict=True):
+    records = run.validation if validated else run.train
+    losses = history.column(records, "loss")
     axes.plot(
-      history.steps(run.validation),
-      bits,
+      history.steps(records),
+      losses,
       color=color,
-      marker="o" if len(bits) < canvas.FEW_POINTS else None,
-      markersize=3,
+      linewidth=1.2,
       label=_cut(row.trial.label(), 40),
     )
-  axes.set_title("Validation")
+  axes.set_title("Validation" if validated else "Training")
   axes.set_xlabel("step")
-  axes.set_ylabel("bits per byte")
+  axes.set_ylabel("nats per token")
   if len(ranked) <= _MANY:
     axes.legend(fontsize=7)
+
+
+def _plain(value: float, unused_position: int) -> str:
+  return f"{value:g}"
 
 
 def _cut(text: str, most: int = 16) -> str:

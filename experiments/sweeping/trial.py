@@ -200,25 +200,19 @@ class Record:
       return f"failed ({ended['code']})"
     return "stopped" if (self.folder / "metrics.jsonl").exists() else "waiting"
 
-  def claim(self, trial: Trial, digest: str) -> None:
-    """Writes down whose folder it is.
+  def is_of(self, digest: str) -> bool:
+    """Whether what was begun here, if anything, bound the same."""
+    return _json(self.folder / _DESCRIPTION).get("bound", digest) == digest
 
-    Raises:
-      ValueError: it is that of a trial with other bindings.
-    """
+  def claim(self, trial: Trial, digest: str) -> None:
+    """Makes the folder, and writes down whose it is."""
     self.folder.mkdir(parents=True, exist_ok=True)
-    path = self.folder / _DESCRIPTION
-    known = _json(path)
-    if known.get("bound", digest) != digest:
-      raise ValueError(
-        f"{self.folder} was begun with other gin files or bindings: expected"
-        " the same; give another --workdir, or the old ones"
-      )
     description = {
       "bindings": trial.bindings,
       "seed": trial.seed,
       "bound": digest,
     }
+    path = self.folder / _DESCRIPTION
     path.write_text(json.dumps(description, indent=1) + "\n")
 
   def ended(self, code: int) -> None:
