@@ -55,9 +55,11 @@ class ShippedConfigsTest(parameterized.TestCase):
 
   @parameterized.product(model=shipped.NAMES, strategy=_STRATEGIES)
   def test_every_parameter_resolves_and_divides(self, model, strategy):
-    """On 2 x 2 x 2 for the small, 64 and tensor 2 for the published ones."""
+    """On 2 x 2 x 2 for the small, 8 machines for the published ones."""
     small = model in ("v3_tiny", "v3_small")
-    sizes = {"node": 2, "local": 2} if small else {"node": 8, "local": 8}
+    # V2's 160 experts divide over 32 devices.
+    published = {"node": 8, "local": 4 if model == "v2" else 8}
+    sizes = {"node": 2, "local": 2} if small else published
     mesh = _abstract_mesh(tensor=2, **sizes)
     chosen = sharding.Sharding(strategy=strategy)
     boxed = _boxed(shipped.config(model))
@@ -81,11 +83,11 @@ class ShippedConfigsTest(parameterized.TestCase):
       matrix = not path.endswith(("scale", "e_score_correction_bias"))
       self.assertEqual(_SPREAD in spec, spread and matrix, f"{path} {spec}")
 
-  def test_zero1_spreads_optimizer_state_alone(self):
+  def test_zero1_spreads_experts_and_optimizer_state(self):
     chosen = sharding.Sharding(strategy="zero1")
-    replicated = sharding.Sharding(strategy="replicated")
+    replicated = dict(sharding.Sharding(strategy="replicated").parameters)
     full = sharding.Sharding(strategy="fully_sharded")
-    self.assertEqual(chosen.parameters, replicated.parameters)
+    self.assertEqual(dict(chosen.parameters), replicated | {"experts": _SPREAD})
     self.assertEqual(chosen.optimizer, full.optimizer)
 
 
@@ -97,7 +99,7 @@ class SpecTest(parameterized.TestCase):
     ("params/dense_layers/self_attn/o_proj/kernel", P(None, "tensor", _SPREAD)),
     (
       "params/moe_layers/mlp/experts/down_proj",
-      P(None, None, "tensor", _SPREAD),
+      P(None, _SPREAD, "tensor", "data"),
     ),
     ("params/moe_layers/mlp/gate/kernel", P(None, _SPREAD, None)),
     ("params/mtp_0/eh_proj/kernel", P(_SPREAD, "tensor")),
@@ -111,12 +113,12 @@ class SpecTest(parameterized.TestCase):
 
   def test_conflict(self):
     """Two dimensions of one array cannot lie on one mesh axis."""
-    chosen = sharding.Sharding(overrides=(("experts", "local"),))
+    chosen = sharding.Sharding(overrides=(("expert_mlp", "local"),))
     with self.assertRaisesWithLiteralMatch(
       ValueError,
-      "logical axes 'experts' and 'embed' of one array ('layers', 'experts', "
-      "'expert_mlp', 'embed') both lie on mesh axis 'local'; give one of them "
-      "another axis in sharding.Sharding.overrides",
+      "logical axes 'experts' and 'expert_mlp' of one array ('layers', "
+      "'experts', 'expert_mlp', 'expert_embed') both lie on mesh axis 'local'; "
+      "give one of them another axis in sharding.Sharding.overrides",
     ):
       _specs(_boxed(tiny.config()), chosen.parameters, _abstract_mesh())
 
@@ -163,7 +165,7 @@ class ShardingTest(parameterized.TestCase):
       {"overrides": (("expert", "local"),)},
       "overrides: logical axis 'expert' is unknown: expected one of heads, "
       "mlp, expert_mlp, vocab, layers, embed, latent, latent_in, experts, "
-      "router, norm; fix sharding.Sharding.overrides",
+      "expert_embed, router, norm; fix sharding.Sharding.overrides",
     ),
     (
       {"overrides": (("experts", ("node", "lokal")),)},
