@@ -127,6 +127,7 @@ def main(argv):
   from dsx.inference import answers_file
   from dsx.inference import plan as plan_lib
   from dsx.parallel import mesh as mesh_lib
+  from dsx.parallel import placement_file
   from dsx.training import pretrained
 
   if OUTPUT.value is not None:
@@ -139,6 +140,7 @@ def main(argv):
     dtype=DTYPE.value,
   )
   mesh = mesh_lib.make(how.mesh) if how.mesh else None
+  placement = placement_file.find(how.placement, found.config, mesh)
   # What is wrong with the prompts is said before the weights are read.
   plan = plan_lib.make(
     how,
@@ -159,7 +161,7 @@ def main(argv):
       writer = stack.enter_context(answers_file.Writer(OUTPUT.value))
     answers.generate(
       plan,
-      _engine(found, plan, mesh),
+      _engine(found, plan, mesh, placement),
       found.vocabulary,
       writer=writer,
       shows=THINK.value != "hide",
@@ -234,7 +236,7 @@ def _template():
   )
 
 
-def _engine(found, plan, mesh):
+def _engine(found, plan, mesh, placement):
   """The model, read and ready."""
   from dsx.convert import byte_progress
   from dsx.inference import engine
@@ -246,6 +248,7 @@ def _engine(found, plan, mesh):
       mtp=decoding.drafts > 0,
       mesh=mesh,
       sharding=plan.how.sharding,
+      placement=placement,
       progress=progress,
     )
   return engine.Engine(

@@ -75,6 +75,7 @@ def main(argv):
   folder = CHECKPOINT.value or cli.WORKDIR.value
   if not folder:
     raise ValueError("--checkpoint is missing: expected a folder with a model")
+  from dsx.parallel import placement_file
   from dsx.serving import served_model
   from dsx.serving import server
   from dsx.training import pretrained
@@ -91,6 +92,7 @@ def main(argv):
     serving = dataclasses.replace(serving, model_name=name)
   decoding = served_model.decoding(found, serving)
   mesh = served_model.mesh(found, decoding, serving)
+  placement = placement_file.find(serving.placement, found.config, mesh)
   plan = f"{found.description}; {decoding}"
   if cli.DRY_RUN.value:
     print(f"{plan}; {serving}")
@@ -100,7 +102,7 @@ def main(argv):
   ended = server.run(
     serving,
     taken,
-    served_model.builder(found, decoding, mesh, serving.sharding),
+    served_model.builder(found, decoding, mesh, serving.sharding, placement),
     found.vocabulary,
     api_key=API_KEY.value or os.environ.get("DSX_API_KEY") or None,
   )

@@ -30,6 +30,8 @@ class Generation:
     decoding: how many at once, with how many drafts, in how long a context.
     mesh: the devices; None for one of them alone.
     sharding: where on the mesh.
+    placement: file with the experts and their copies that each device is to
+      hold (`parallel/placement_file.py`); empty for none.
   """
 
   seed: int = 0
@@ -38,6 +40,7 @@ class Generation:
   decoding: decoding_lib.Decoding = decoding_lib.Decoding()
   mesh: mesh_lib.MeshShape | None = None
   sharding: sharding_lib.Sharding = sharding_lib.Sharding()
+  placement: str = ""
 
   def __post_init__(self):
     if self.samples < 1:

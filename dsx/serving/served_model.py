@@ -8,6 +8,7 @@ from dsx.convert import byte_progress
 from dsx.inference import decoding as decoding_lib
 from dsx.inference import engine as engine_lib
 from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import placement_file
 from dsx.parallel import sharding as sharding_lib
 from dsx.serving import settings
 from dsx.training import pretrained
@@ -62,6 +63,7 @@ def builder(
   how: decoding_lib.Decoding,
   devices: jax.sharding.Mesh | None,
   sharding: sharding_lib.Sharding,
+  placement: placement_file.Placement | None = None,
 ) -> Callable[[], engine_lib.Engine]:
   """Reads the weights; what it returns makes an engine, any number of times.
 
@@ -74,6 +76,7 @@ def builder(
       mtp=how.drafts > 0,
       mesh=devices,
       sharding=sharding,
+      placement=placement,
       progress=progress,
     )
 

@@ -31,6 +31,8 @@ class Serving:
       pieces of as many.
     mesh: the devices; None for one of them alone.
     sharding: where on the mesh.
+    placement: file with the experts and their copies that each device is to
+      hold (`parallel/placement_file.py`); empty for none.
     max_connections: connections at once; more are refused with 503.
     max_requests: completions being worked on at once; more get 429.
     max_sequences: their prompts times `n` at once, running or waiting.
@@ -53,6 +55,7 @@ class Serving:
   steps: int = 16
   mesh: mesh_lib.MeshShape | None = None
   sharding: sharding_lib.Sharding = sharding_lib.Sharding()
+  placement: str = ""
   max_connections: int = 1024
   max_requests: int = 512
   max_sequences: int = 1024

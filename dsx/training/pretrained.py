@@ -22,8 +22,10 @@ from dsx.data import vocab as vocab_lib
 from dsx.models import config as config_lib
 from dsx.models import deepseek
 from dsx.models import layout as layout_lib
+from dsx.models import placed
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import placement_file
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import leaves as leaves_lib
 from dsx.training import restore
@@ -66,6 +68,7 @@ class Pretrained:
     mtp: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     sharding: sharding_lib.Sharding | None = None,
+    placement: placement_file.Placement | None = None,
     progress: Callable[[int, int, str], None] | None = None,
   ):
     """Reads the variables.
@@ -75,20 +78,27 @@ class Pretrained:
       mtp: whether to read the MTP modules, too, if there are any.
       mesh: devices to place them on; by default one device.
       sharding: where on the mesh; by default `Sharding()`'s rules.
+      placement: of experts and their copies, for the layout `layers`; see
+        `models/placed.py`.
       progress: called with bytes read, bytes in all and a tensor's name, where
         a folder is read tensor by tensor.
 
     Returns:
-      `params` and, if the model has one, `router_bias`.
+      `params` and, if the model has them, `router_bias` and `placement`.
 
     Raises:
       ValueError: in one line, what is wrong with the files.
     """
     if layout not in ("stacked", "layers"):
       raise ValueError(f"layout={layout!r}: expected 'stacked' or 'layers'")
-    return self._read(
+    if placement is not None and layout != "layers":
+      raise ValueError(f"layout={layout!r}: expected 'layers' with a placement")
+    variables = self._read(
       layout=layout, mtp=mtp, mesh=mesh, sharding=sharding, progress=progress
     )
+    if placement is not None:
+      variables = placed.placed(variables, placement)
+    return variables
 
 
 def find(
