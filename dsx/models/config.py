@@ -182,6 +182,13 @@ class DeepSeekConfig:
     return self.num_hidden_layers - self.first_k_dense_replace
 
   @property
+  def expert_layers(self) -> list[str]:
+    """Names of the layers with experts, MTP modules last: `3`, ..., `mtp_0`."""
+    main = range(self.first_k_dense_replace, self.num_hidden_layers)
+    modules = range(self.num_nextn_predict_layers)
+    return [*map(str, main), *(f"mtp_{k}" for k in modules)]
+
+  @property
   def qk_head_dim(self) -> int:
     """K, the whole width of a query/key head."""
     return self.qk_nope_head_dim + self.qk_rope_head_dim

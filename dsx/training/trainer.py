@@ -202,8 +202,6 @@ class Trainer:
     """What a person sees of the steps that follow `state`."""
     run, metadata = self.run, self.source.metadata
     config = run.config
-    names = range(config.first_k_dense_replace, config.num_hidden_layers)
-    depths = range(config.num_nextn_predict_layers)
     return observer.Observer(
       self.workdir,
       schedule=run.schedule,
@@ -212,7 +210,7 @@ class Trainer:
       skipped_in_a_row=int(state.skipped_in_a_row),
       bytes_per_token=metadata["bytes"] / metadata["tokens"],
       mfu=self.mfu,
-      layers=[*map(str, names), *(f"mtp_{k}" for k in depths)],
+      layers=config.expert_layers,
       log_every=run.log_every,
       max_skipped_in_a_row=run.max_skipped_in_a_row,
     )
