@@ -3,8 +3,9 @@
   python -m experiments.evaluate --workdir=runs/v3_tiny
 
 Reads the newest good checkpoint of the workdir, or that of --step, prints a
-table and writes evaluation.json beside it. The run is the workdir's config.gin;
-bindings may change it, the data above all:
+table and writes evaluation.json beside it, and expert_loads.jsonl, which
+experts the text went to (docs/placement.md). The run is the workdir's
+config.gin; bindings may change it, the data above all:
 
   --gin_bindings='Data.task = "text_files"' \\
   --gin_bindings='Data.files = ("~/corpus/*.txt",)'
@@ -21,6 +22,7 @@ from experiments import cli
 
 TARGET = "dsx.training.pretraining.Pretraining"
 RESULT = "evaluation.json"
+LOADS = "expert_loads.jsonl"
 
 STEP = flags.DEFINE_integer("step", None, "Checkpoint, by default the newest.")
 
@@ -44,6 +46,7 @@ def main(argv):
   evaluation = trained.evaluate(run, workdir, step=STEP.value)
   print(evaluation.table())
   (workdir / RESULT).write_text(evaluation.to_json() + "\n")
+  (workdir / LOADS).write_text(evaluation.loads())
 
 
 def _has_config(values) -> bool:

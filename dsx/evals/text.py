@@ -47,16 +47,18 @@ def sums(model: deepseek.DeepSeek, params, router_bias, batch, token_bytes):
     token_bytes: int32 [V], bytes that each token stands for.
 
   Returns:
-    `nats` and `tokens` float32 [depths], `bytes` float32 [].
+    `nats` and `tokens` float32 [depths], `bytes` float32 [], and `load` float32
+    [M, E], tokens at each expert of the M layers that have any.
   """
   batch = jax.tree.map(lambda x: x[0], batch)
   variables = {"params": params, "router_bias": router_bias}
-  nats, masks, _ = losses.token_losses(model, variables, batch)
+  nats, masks, aux = losses.token_losses(model, variables, batch)
   length = token_bytes[losses.shifted(batch["tokens"], 0)]
   return {
     "nats": jnp.stack([n.sum() for n in nats]),
     "tokens": jnp.stack([m.sum() for m in masks]).astype(jnp.float32),
     "bytes": jnp.where(masks[0], length, 0).sum().astype(jnp.float32),
+    "load": aux["load"],
   }
 
 
@@ -121,16 +123,30 @@ class Evaluator:
 
   def score(self, params, router_bias) -> TextScore:
     """Scores parameters."""
+    return self.measure(params, router_bias)[0]
+
+  def measure(self, params, router_bias) -> tuple[TextScore, np.ndarray]:
+    """Scores parameters; returns loads of experts, too.
+
+    Returns:
+      (score, load): float [batches, M, E], without a last batch that is not
+      full, unless it is the only one.
+    """
     compiled = _compiled(self._model, self._mesh, nn.get_logical_axis_rules())
     parts = []
     for batch in self._batches():
       part = compiled(params, router_bias, batch, self._token_bytes)
       parts.append(jax.tree.map(lambda x: np.asarray(x, np.float64), part))
+    whole = max(self.records // self._batch_size, 1)
+    load = np.stack([part.pop("load") for part in parts[:whole]])
+    for part in parts[whole:]:
+      del part["load"]
     total = jax.tree.map(lambda *each: sum(each), *parts)
     loss, *mtp = total["nats"] / total["tokens"]
-    return TextScore(
+    score = TextScore(
       loss=float(loss),
       mtp_loss=tuple(float(x) for x in mtp),
       bits_per_byte=float(total["nats"][0] / math.log(2) / total["bytes"]),
       tokens=int(total["tokens"][0]),
     )
+    return score, load

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 
+import numpy as np
+
 from dsx import cost
 from dsx.data import pipeline
 from dsx.evals import text
@@ -25,6 +27,8 @@ class Evaluation:
     scores: by parameters, `raw` and, where the run keeps it, `average`.
     bigram_bits_per_byte: of a bigram model of the data, for comparison.
     notes: what else a person should know.
+    layers: names of the layers with experts.
+    load: float [batches, layers, E], tokens at each expert, by `raw`.
   """
 
   step: int
@@ -34,10 +38,20 @@ class Evaluation:
   scores: dict[str, text.TextScore]
   bigram_bits_per_byte: float | None
   notes: tuple[str, ...]
+  layers: list[str]
+  load: np.ndarray
 
   def to_json(self) -> str:
-    """Everything, as indented JSON."""
-    return json.dumps(dataclasses.asdict(self), indent=1)
+    """Everything but loads, as indented JSON."""
+    fields = dataclasses.asdict(self)
+    del fields["layers"], fields["load"]
+    return json.dumps(fields, indent=1)
+
+  def loads(self) -> str:
+    """Loads of each batch, a line of JSON for each (`expert_loads.py`)."""
+    rows = self.load.astype(int).tolist()
+    lines = ({"kind": "load", "layers": self.layers, "load": x} for x in rows)
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
   def table(self) -> str:
     """Everything, for people."""
@@ -103,7 +117,8 @@ def evaluate(
   )
   bias = trained.variables.get("router_bias", {})
   with sharding_lib.use(mesh, run.sharding):
-    scores = {"raw": evaluator.score(trained.variables["params"], bias)}
+    score, load = evaluator.measure(trained.variables["params"], bias)
+    scores = {"raw": score}
     if trained.average is not None:
       scores["average"] = evaluator.score(trained.average, bias)
   return Evaluation(
@@ -114,6 +129,8 @@ def evaluate(
     scores=scores,
     bigram_bits_per_byte=source.metadata.get("bigram_bits_per_byte"),
     notes=trained.notes,
+    layers=run.config.expert_layers,
+    load=load,
   )
 
 

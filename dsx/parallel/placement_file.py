@@ -114,15 +114,13 @@ class Placement:
           f"placement of experts for {field}={mine}: expected the model's "
           f"{theirs}; balance again from this model's loads"
         )
-    first, last = config.first_k_dense_replace, config.num_hidden_layers
-    known = [str(number) for number in range(first, last)]
-    known += [f"mtp_{k}" for k in range(config.num_nextn_predict_layers)]
-    unknown = [name for name in self.layers if name not in known]
-    if unknown:
-      raise ValueError(
-        f"placement of experts names layer {unknown[0]!r}: expected layers of "
-        f"this model with experts, {known[0]} to {known[-1]}; balance again"
-      )
+    known = config.expert_layers
+    for name in self.layers:
+      if name not in known:
+        raise ValueError(
+          f"placement of experts names layer {name!r}: expected layers of this "
+          f"model with experts, {', '.join(known) or 'none'}; balance again"
+        )
     shape = {} if mesh is None else mesh.shape
     found = tuple(shape.get(a, 1) for a in axes.EXPERT_MESH_AXES)
     if found != (self.nodes, self.local):
