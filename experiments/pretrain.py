@@ -39,6 +39,12 @@ HANG = flags.DEFINE_float(
   "So is one that others wait for, at a step, for so long; 0 waits for ever.",
   lower_bound=0,
 )
+STALL = flags.DEFINE_float(
+  "stall_seconds",
+  3600,
+  "All end when nobody came any further for so long; 0 waits for ever.",
+  lower_bound=0,
+)
 
 
 def main(argv):
@@ -54,7 +60,9 @@ def main(argv):
     PROCESS.value,
     detect=DETECT.value,
     timing=liveness.Timing(
-      silence_seconds=SILENCE.value, hang_seconds=HANG.value
+      silence_seconds=SILENCE.value,
+      hang_seconds=HANG.value,
+      stall_seconds=STALL.value,
     ),
   )
   with distributed.together():

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
+import threading
 
 import jax
 from jax._src import distributed as jax_distributed
@@ -23,7 +25,9 @@ _JAX_SECONDS = 300
 _KEY = "dsx/liveness"
 # A collective fails when a partner's connection breaks; the watch, which sees
 # the same, is given so long to say whose it was.
-_VERDICT_SECONDS = 5.0
+_VERDICT_SECONDS = 5
+# How errors of XLA and of its collectives begin, whatever class they come as.
+_STATUS = re.compile(r"[A-Z_]+: ")
 
 _watch: liveness.Watch | None = None
 
@@ -62,18 +66,50 @@ def initialise(
     address = relay.address
   # XLA's own CPU collectives do not cross processes.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(
-    coordinator_address=address,
-    num_processes=meeting.num_processes,
-    process_id=meeting.process_id,
-    local_device_ids=meeting.local_device_ids,
-    cluster_detection_method="deactivate",  # it would take one device
-    heartbeat_timeout_seconds=_JAX_SECONDS,
-  )
+  timing = timing or liveness.Timing()
+  with _patience(meeting, relay, timing.meet_seconds):
+    jax.distributed.initialize(
+      coordinator_address=address,
+      num_processes=meeting.num_processes,
+      process_id=meeting.process_id,
+      local_device_ids=meeting.local_device_ids,
+      cluster_detection_method="deactivate",  # it would take one device
+      initialization_timeout=int(timing.meet_seconds) + _VERDICT_SECONDS,
+      heartbeat_timeout_seconds=_JAX_SECONDS,
+    )
   if relay is not None:
     relay.joined()
   if meeting.num_processes > 1:
-    _begin_watch(meeting, timing or liveness.Timing())
+    _begin_watch(meeting, timing)
+
+
+@contextlib.contextmanager
+def _patience(
+  meeting: cluster.Meeting, relay: relay_lib.Relay | None, seconds: float
+) -> Iterator[None]:
+  """Ends this process with a line if the others do not come in time.
+
+  JAX would abort it, with a stack trace of C++.
+  """
+
+  def give_up():
+    who = f"process {meeting.process_id} of {meeting.num_processes}"
+    if relay is not None and not relay.reached:
+      missing = "process 0 could not be reached"
+    else:
+      missing = "not all others came"
+    liveness.end(
+      f"{missing} at {meeting.coordinator_address} within {seconds:.0f} s; "
+      f"{who} ends"
+    )
+
+  timer = threading.Timer(seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def _begin_watch(meeting: cluster.Meeting, timing: liveness.Timing) -> None:
@@ -138,7 +174,7 @@ def together() -> Iterator[None]:
     yield
   except BaseException as error:
     if _watch is not None and not _good(error):
-      if isinstance(error, jax.errors.JaxRuntimeError):
+      if _STATUS.match(str(error)):
         _watch.wait_for_loss(_VERDICT_SECONDS)
       _watch.failed(_in_a_line(error))
       code = 130 if isinstance(error, KeyboardInterrupt) else 1

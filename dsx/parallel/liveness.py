@@ -39,13 +39,18 @@ class Timing:
     silence_seconds: without one a process is lost.
     hang_seconds: a process that does not come to a step for so long, while
       others wait there, is lost; 0 waits for ever.
+    stall_seconds: when nobody has come any further for so long, all end; 0
+      waits for ever. Compiling takes its time, too.
     join_seconds: a process that has not joined by then is lost.
+    meet_seconds: how long processes wait for all others at the start.
   """
 
   beat_seconds: float = 2.0
   silence_seconds: float = 20.0
   hang_seconds: float = 300.0
+  stall_seconds: float = 3600.0
   join_seconds: float = 60.0
+  meet_seconds: float = 300.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,17 +58,19 @@ class Loss:
   """A process that was lost.
 
   Attributes:
-    process: its index.
+    process: its index; None if all hang and nobody knows for whom.
     host: the machine it ran on, if known, and its process id there.
     why: how it was noticed.
   """
 
-  process: int
+  process: int | None
   host: str
   why: str
 
   def describe(self) -> str:
     """One line."""
+    if self.process is None:
+      return f"the run is lost: {self.why}"
     return f"process {self.process} on {self.host} is lost: {self.why}"
 
 
@@ -119,6 +126,7 @@ class Watch:
     self._selector.register(self._woken, selectors.EVENT_READ, None)
     self._listener: socket.socket | None = None
     self._started = time.monotonic()
+    self._furthest, self._moved = 0, self._started  # of all; since when
     self._last_words: dict | None = None
     self._thread = threading.Thread(
       target=self._run, name="liveness", daemon=True
@@ -283,16 +291,22 @@ class Watch:
 
   def _hanging(self, now: float) -> Loss | None:
     """A process for which others wait too long; process 0 alone knows."""
-    if self._listener is None or not self._timing.hang_seconds:
+    if self._listener is None:
       return None
+    limit, all_limit = self._timing.hang_seconds, self._timing.stall_seconds
     everybody = [self._myself, *filter(None, self._peers.values())]
     first = max(everybody, key=lambda peer: peer.at)
+    if first.at != self._furthest:
+      self._furthest, self._moved = first.at, now
+    elif first.at and all_limit and now - self._moved > all_limit:
+      why = f"nobody came past {first.where} for {now - self._moved:.0f} s"
+      return Loss(process=None, host="", why=why)
     for peer in everybody:
       if peer.at == first.at:
         peer.behind = None
       elif peer.behind is None:
         peer.behind = now
-      elif now - peer.behind > self._timing.hang_seconds:
+      elif limit and now - peer.behind > limit:
         return self._lost(
           peer,
           f"it hangs at {peer.where}; process {first.process} has waited for "

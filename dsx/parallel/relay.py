@@ -18,6 +18,7 @@ class Relay:
 
   Attributes:
     address: host:port to connect to instead.
+    reached: whether the coordinator has ever been.
   """
 
   def __init__(self, host: str, port: int):
@@ -29,6 +30,7 @@ class Relay:
     """
     self._target = host, port
     self._joined = False
+    self.reached = False
     self._listener = socket.create_server(("127.0.0.1", 0))
     self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
     threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -49,6 +51,7 @@ class Relay:
         if not self._joined:
           near.close()
         continue
+      self.reached = True
       far.settimeout(None)
       for passing in (self._outwards, self._inwards):
         threading.Thread(

@@ -13,7 +13,11 @@ from dsx.parallel import liveness
 _TOKEN = "what only processes of the run know"
 # Nothing is lost by patience alone unless a test says so.
 _PATIENT = liveness.Timing(
-  beat_seconds=0.02, silence_seconds=60, hang_seconds=60, join_seconds=60
+  beat_seconds=0.02,
+  silence_seconds=60,
+  hang_seconds=60,
+  stall_seconds=60,
+  join_seconds=60,
 )
 _LIMIT = 30
 
@@ -138,6 +142,18 @@ class WatchTest(parameterized.TestCase):
         line,
         rf"^process 2 on .* is lost: it hangs at step 4; process \d has "
         rf"waited for it at step 5 for \d+ s; process {process} ends, at step",
+      )
+
+  def test_a_collective_hangs_and_nobody_is_behind(self):
+    watches = [self._serve(2, stall_seconds=0.3), self._join(1, 2)]
+    self._all_joined(watches)
+    for watch in watches:
+      watch.arrived("step 9")
+    for process, line in self._lines(2).items():
+      self.assertEqual(
+        line,
+        "the run is lost: nobody came past step 9 for 0 s; process "
+        f"{process} ends, at step 9",
       )
 
   def test_who_never_joins_is_named(self):
