@@ -60,7 +60,7 @@ def write(path: pathlib.Path, text: str) -> pathlib.Path:
 def _run_here(workdir: str, arguments: tuple[str, ...]) -> int:
   """Runs processes on this machine; returns their exit code."""
   command = [sys.executable, "-m", MODULE, *arguments]
-  processes = options.NODES.value or 1
+  processes = 1 if options.NODES.value is None else options.NODES.value
   devices = options.DEVICES.value
   restarts = options.MAX_RESTARTS.value
   restarts = 3 if restarts is None else restarts
