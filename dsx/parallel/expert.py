@@ -26,7 +26,6 @@ F feed-forward, E experts, K experts per token, N nodes.
 import functools
 import math
 from typing import Any
-from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -36,73 +35,9 @@ from jax.sharding import PartitionSpec
 
 from dsx.ops import block_scaled
 from dsx.ops import expert_mlp
-from dsx.ops import permutation
 from dsx.parallel import axes
-from dsx.parallel import dispatch as dispatch_lib
-
-# The loops over them bear this name in the compiled program; as a rule they do
-# not run.
-FURTHER_ROUNDS = "further_rounds"
-
-# Buffers of a limited capacity are a multiple of this many rows.
-_ROWS = 8
-
-
-class Way(NamedTuple):
-  """The way of one layer's tokens, known before any token is (static).
-
-  Attributes:
-    mesh_axes: all axes that divide tokens or matrices.
-    expert_axes: those over which the experts are spread.
-    hops: of `dispatch`, none where experts are whole everywhere.
-    experts: experts of one device.
-    quota: copies (a token at one of its experts) that a device may send to
-      another in one round.
-    copies: most copies that a device receives in one round.
-    rounds: whether buffers may overflow into further rounds.
-    counts_drops: whether what does not fit is left out and counted.
-    tensor: devices that share a matrix and gather their rows; 1 for none.
-    wire: of `exchange.exchange`.
-    float8: whether activations travel in FP8.
-    impl: of `expert_mlp`.
-  """
-
-  mesh_axes: tuple[str, ...]
-  expert_axes: tuple[str, ...]
-  hops: tuple[dispatch_lib.Hop, ...]
-  experts: int
-  quota: int
-  copies: int
-  rounds: bool
-  counts_drops: bool
-  tensor: int
-  wire: str
-  float8: bool
-  impl: str
-
-
-def reachable(config, nodes: int) -> int:
-  """Most nodes that one token's experts can be on.
-
-  Args:
-    config: an object with `DeepSeekConfig`'s routing fields.
-    nodes: N; node i holds the i-th part of the experts.
-
-  Returns:
-    `topk_group` where a node holds whole groups of experts; more where groups
-    are spread over several nodes or cross their borders.
-  """
-  most = min(nodes, config.num_experts_per_tok)
-  if config.topk_method == "greedy":
-    return most
-  n_group = config.n_group
-  if n_group % nodes == 0:
-    spread = 1
-  elif nodes % n_group == 0:
-    spread = nodes // n_group
-  else:  # a border of nodes lies within a group
-    spread = -(-nodes // n_group) + 1
-  return min(most, config.topk_group * spread)
+from dsx.parallel import rounds
+from dsx.parallel import ways
 
 
 def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
@@ -137,7 +72,7 @@ def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
   x_spec, arrays = _divided((x, index, weight), mesh)
   shards = math.prod(mesh.shape[a] for a in names if a != axes.TENSOR)
   tensor = mesh.shape.get(axes.TENSOR, 1)
-  way = _way(
+  way = ways.plan(
     tokens=-(-arrays[0].shape[0] * arrays[0].shape[1] // (shards * tensor)),
     mesh=mesh,
     names=names,
@@ -222,78 +157,7 @@ def _kernel_specs(mesh, kernels):
   return (into, into, PartitionSpec(e, f, d)), spread, width, shared
 
 
-def _way(
-  *,
-  tokens: int,
-  mesh,
-  names,
-  expert_axes,
-  shares_matrices: bool,
-  config,
-  impl: str,
-  dispatch,
-) -> Way:
-  """The way for `tokens` tokens of each device."""
-  k = config.num_experts_per_tok
-  devices = math.prod(mesh.shape[a] for a in expert_axes)
-  nodes = mesh.shape[axes.NODE] if axes.NODE in expert_axes else 1
-  if config.n_routed_experts % devices:
-    raise ValueError(
-      f"n_routed_experts={config.n_routed_experts}: expected a multiple of "
-      f"the {devices} devices of {' x '.join(expert_axes)}; change the mesh"
-    )
-  experts = config.n_routed_experts // devices
-  reach = reachable(config, nodes)
-  worst = tokens * min(k, experts)
-  quota, per_node = worst, tokens
-  if dispatch.capacity_factor is not None:
-    room = dispatch.capacity_factor * tokens
-    quota = min(worst, _rounded(room * k / devices))
-    per_node = min(tokens, _rounded(room * reach / nodes))
-  two_hop = dispatch.transport != "flat" and len(expert_axes) == 2
-  local = devices // nodes
-  if not expert_axes:
-    hops = ()
-  elif two_hop:
-    hops = (
-      dispatch_lib.Hop((axes.NODE,), nodes, local * experts, reach, per_node),
-      dispatch_lib.Hop(
-        (axes.LOCAL,),
-        local,
-        experts,
-        min(k, local),
-        nodes * min(per_node, quota),
-      ),
-    )
-  else:
-    hops = (
-      dispatch_lib.Hop(
-        expert_axes, devices, experts, min(k, devices), min(tokens, quota)
-      ),
-    )
-  tight = bool(hops) and (quota < worst or (two_hop and per_node < tokens))
-  rows = hops[-1].blocks * hops[-1].capacity if hops else tokens
-  return Way(
-    mesh_axes=names,
-    expert_axes=expert_axes,
-    hops=hops,
-    experts=experts,
-    quota=quota,
-    copies=min(devices * quota, rows * min(k, experts)),
-    rounds=tight and dispatch.overflow == "rounds",
-    counts_drops=tight and dispatch.overflow == "drop",
-    tensor=mesh.shape[axes.TENSOR] if shares_matrices else 1,
-    wire=dispatch.wire,
-    float8=dispatch.dtype == "float8",
-    impl=impl,
-  )
-
-
-def _rounded(rows: float) -> int:
-  return max(_ROWS, -(-math.ceil(rows) // _ROWS) * _ROWS)
-
-
-def _on_device(x, index, weight, *kernels, way: Way, gathered, parts: int):
+def _on_device(x, index, weight, *kernels, way: ways.Way, gathered, parts: int):
   """The body: this device's tokens [B, L, D] and its experts' kernels."""
   shape = x.shape
   x, index, weight = (
@@ -304,14 +168,7 @@ def _on_device(x, index, weight, *kernels, way: Way, gathered, parts: int):
     gate, up, down = kernels
     gather = functools.partial(lax.all_gather, axis_name=gathered, tiled=True)
     kernels = gather(gate, axis=1), gather(up, axis=1), gather(down, axis=2)
-  splits, total = _turns(index, way)
-  y, arrived = _round(0, splits, x, index, weight, kernels, way)
-  if way.rounds:
-    y = y + _further(splits, total, x, index, weight, kernels, way)
-  dropped = jnp.zeros((), jnp.float32)
-  if way.counts_drops:
-    missing = ((index >= 0).sum() - arrived).astype(jnp.float32)
-    dropped = lax.psum(missing, way.mesh_axes)
+  y, dropped = rounds.run(x, index, weight, kernels, way)
   if parts > 1:
     y = lax.all_gather(y, axes.TENSOR, tiled=True)
   return y[: shape[0] * shape[1]].reshape(shape), dropped
@@ -330,117 +187,3 @@ def _own_part(x, index, weight, parts: int):
     return lax.dynamic_slice_in_dim(a, start, rows)
 
   return own(x, 0), own(index, -1), own(weight, 0)
-
-
-def _turns(index, way: Way):
-  """(turns of the first hop, all rounds), int32 [], the same on all devices."""
-  if not way.rounds:
-    return jnp.int32(1), jnp.int32(1)
-  device = jnp.where(index >= 0, index // way.experts, -1)
-  devices = math.prod(hop.blocks for hop in way.hops)
-  copies = permutation.group_sizes(device, devices).max()
-  block = dispatch_lib.blocks_of(index, 0, way.hops[0])
-  rows = permutation.group_sizes(block, way.hops[0].blocks).max()
-  needed = jnp.stack(
-    [-(-rows // way.hops[0].capacity), -(-copies // way.quota)]
-  )
-  splits, quotas = lax.pmax(jnp.maximum(needed, 1), way.mesh_axes)
-  return splits, splits * quotas
-
-
-def _admitted(index, turn, way: Way):
-  """`index` without the copies that this turn's quotas have no room for."""
-  if not (way.rounds or way.counts_drops):
-    return index
-  device = jnp.where(index >= 0, index // way.experts, -1)
-  devices = math.prod(hop.blocks for hop in way.hops)
-  order = permutation.by_expert(device, devices)
-  sizes = permutation.group_sizes(device, devices)
-  first = jnp.cumsum(sizes) - sizes
-  rank = order.row - permutation.take(first, jnp.maximum(device, 0))
-  return jnp.where(rank // way.quota == turn, index, -1)
-
-
-def _round(i, splits, x, index, weight, kernels, way: Way):
-  """One round: ([T, D] of what took part in it, copies that arrived)."""
-  index = _admitted(index, i // splits, way)
-  turn, first, at = i % splits, jnp.int32(0), []
-  for hop in way.hops:
-    block = dispatch_lib.blocks_of(index, first, hop)
-    at.append(dispatch_lib.places(block, turn, hop))
-    # Row numbers travel plus one: empty places hold zero.
-    index = dispatch_lib.carry(index + 1, (hop,), (at[-1],), way.wire) - 1
-    first = first + lax.axis_index(hop.axis) * hop.experts
-    turn = 0  # a later hop's blocks hold all that the first one brings
-  at = tuple(at)
-  rows = dispatch_lib.spread(x, at, way.hops, way.wire, way.float8)
-  weight = dispatch_lib.spread(weight, at, way.hops, way.wire, False)
-  index, weight = _own_experts(index, weight, first, way)
-  arrived = (index >= 0).sum()
-  if way.tensor > 1:
-    gather = functools.partial(
-      lax.all_gather, axis_name=axes.TENSOR, tiled=True
-    )
-    rows, index, weight = gather(rows), gather(index), gather(weight)
-  y = expert_mlp.expert_mlp(
-    rows,
-    index,
-    weight,
-    *kernels,
-    impl=way.impl,
-    copies=way.copies * way.tensor if way.hops else None,
-  )
-  if way.tensor > 1:
-    y = lax.psum_scatter(y, axes.TENSOR, tiled=True)
-  return dispatch_lib.collect(y, at, way.hops, way.wire, way.float8), arrived
-
-
-def _own_experts(index, weight, first, way: Way):
-  """Index and weight [T, K'] of this device's experts, numbered from 0.
-
-  K' is the most of them that one token can have; -1 fills up.
-  """
-  index = index - first
-  mine = (index >= 0) & (index < way.experts)
-  most = min(index.shape[1], way.experts)
-  place = jnp.cumsum(mine, axis=1) - 1
-  chosen = mine[:, :, None] & (
-    place[:, :, None] == jnp.arange(most, dtype=place.dtype)[None, None, :]
-  )  # [T, K, K']
-  own = jnp.where(chosen, index[:, :, None] + 1, 0).sum(1) - 1
-  return own, jnp.where(chosen, weight[:, :, None], 0.0).sum(1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _further(splits, total, x, index, weight, kernels, way: Way):
-  """All rounds but the first, [T, D]; none, as a rule."""
-
-  def add(i, y):
-    return y + _round(i, splits, x, index, weight, kernels, way)[0]
-
-  with jax.named_scope(FURTHER_ROUNDS):
-    return lax.fori_loop(1, total, add, jnp.zeros_like(x))
-
-
-def _further_forward(splits, total, x, index, weight, kernels, way):
-  saved = (splits, total, x, index, weight, kernels)
-  return _further(*saved, way), saved
-
-
-def _further_backward(way, saved, dy):
-  splits, total, x, index, weight, kernels = saved
-
-  def add(i, grads):
-    def of(x, weight, kernels):
-      return _round(i, splits, x, index, weight, kernels, way)[0]
-
-    _, pull = jax.vjp(of, x, weight, kernels)
-    return jax.tree.map(jnp.add, grads, pull(dy))
-
-  zeros = jax.tree.map(jnp.zeros_like, (x, weight, kernels))
-  with jax.named_scope(FURTHER_ROUNDS):
-    dx, dweight, dkernels = lax.fori_loop(1, total, add, zeros)
-  return None, None, dx, None, dweight, dkernels
-
-
-_further.defvjp(_further_forward, _further_backward)

@@ -19,9 +19,9 @@ from dsx import cost
 from dsx.models import deepseek
 from dsx.ops import platforms
 from dsx.parallel import collectives as collectives_lib
-from dsx.parallel import expert
 from dsx.parallel import hlo
 from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import rounds
 from dsx.parallel import sharding as sharding_lib
 from dsx.parallel import topology as topology_lib
 from dsx.training import pretraining
@@ -101,7 +101,7 @@ class CompiledStep:
     """Iterations of the loops whose length is known at run time alone."""
     return {
       step_lib.MICRO_BATCHES: self.run.micro_batches,
-      expert.FURTHER_ROUNDS: 0,
+      rounds.FURTHER_ROUNDS: 0,
     }
 
   @functools.cached_property

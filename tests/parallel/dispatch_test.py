@@ -17,8 +17,8 @@ from dsx.models import config as config_lib
 from dsx.ops import routing
 from dsx.parallel import dispatch
 from dsx.parallel import exchange
-from dsx.parallel import expert
 from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import ways
 
 _TOKENS = P(("node", "local"))
 
@@ -91,7 +91,7 @@ def _reached(index, config, *, node: int, local: int) -> list[list[int]]:
     ("node",),
     node,
     config.n_routed_experts // node,
-    expert.reachable(config, node),
+    ways.reachable(config, node),
     per_device,
   )
 
@@ -158,7 +158,7 @@ class NodeLimitTest(parameterized.TestCase):
       num_experts_per_tok=k,
       topk_method=method,
     )
-    self.assertEqual(expert.reachable(config, nodes), most)
+    self.assertEqual(ways.reachable(config, nodes), most)
 
   @parameterized.parameters(1, 2, 4, 8, 16)
   def test_reachable_is_reached_and_never_passed(self, nodes):
@@ -167,7 +167,7 @@ class NodeLimitTest(parameterized.TestCase):
     scores = np.random.default_rng(0).random((4000, 16), np.float32)
     index = np.asarray(routing.route(jnp.asarray(scores), None, config).index)
     distinct = [len(set(row // (16 // nodes))) for row in index]
-    self.assertEqual(max(distinct), expert.reachable(config, nodes))
+    self.assertEqual(max(distinct), ways.reachable(config, nodes))
 
 
 class TransposeTest(parameterized.TestCase):

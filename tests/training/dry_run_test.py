@@ -120,12 +120,16 @@ class SmallRunTest(parameterized.TestCase):
     )
 
   @parameterized.named_parameters(
-    ("replicated", "replicated", 1, 1),
-    ("zero1", "zero1", 1, 4),
-    ("fully_sharded", "fully_sharded", 4, 4),
+    ("replicated", "replicated", (1, 1), 1),
+    ("zero1", "zero1", (1, 4), 4),
+    ("fully_sharded", "fully_sharded", (4, 4), 4),
   )
-  def test_memory_by_strategy(self, strategy, parameter_share, moment_share):
-    """Of 4 devices; a few small arrays are on every one of them."""
+  def test_memory_by_strategy(self, strategy, parameter_shares, moment_share):
+    """Of 4 devices; a few small arrays are on every one of them.
+
+    Parameters are split into so many shares: those of the experts into the
+    second number.
+    """
     run = self._run(mesh_lib.MeshShape(data=1, local=4), strategy)
     memory = _rows(dry_run.describe(run), "per device")
     whole = cost.parameters(run.config) + cost.mtp_parameters(run.config)
@@ -134,10 +138,13 @@ class SmallRunTest(parameterized.TestCase):
       for name, size in memory.items()
       if size[0].endswith("KiB")
     }
+    c = run.config
+    experts = c.num_moe_layers + c.num_nextn_predict_layers
+    experts *= 3 * c.n_routed_experts * c.hidden_size * c.moe_intermediate_size
     expected = 4 * whole / 1024
-    self.assertAlmostEqual(
-      kib["parameters"] * parameter_share / expected, 1, delta=0.1
-    )
+    other_share, expert_share = parameter_shares
+    here = (whole - experts) / other_share + experts / expert_share
+    self.assertAlmostEqual(kib["parameters"] / (4 * here / 1024), 1, delta=0.1)
     self.assertAlmostEqual(
       kib["optimizer"] * moment_share / (2 * expected), 1, delta=0.1
     )
@@ -147,7 +154,7 @@ class SmallRunTest(parameterized.TestCase):
     self.assertEqual(math.prod(mesh.shape.values()), jax.device_count())
 
   def test_a_mesh_larger_than_the_machine(self):
-    run = self._run(mesh_lib.MeshShape(data=1, node=8, local=2), "zero1")
+    run = self._run(mesh_lib.MeshShape(data=4, node=2, local=2), "zero1")
     self.assertIn("(16 devices)", dry_run.describe(run))
 
   def test_refuses_a_batch_that_does_not_divide(self):
