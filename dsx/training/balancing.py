@@ -34,8 +34,7 @@ class Balancing:
     strategy: `hierarchical` keeps each group of experts on one node, `global`
       does not, `auto` is the former where groups divide over nodes.
     records: how many records of loads to add up.
-    held_out: how many later ones to judge the placement by, if there are so
-      many.
+    held_out: how many later ones to judge the placement by, at most half.
   """
 
   loads: str = ""
@@ -90,7 +89,7 @@ class Balancing:
   def _divided(self, records: int):
     """Places of the records to fit and of those to judge by."""
     places = np.arange(records)
-    cut = records - min(self.held_out, records - 1)
+    cut = records - min(self.held_out, records // 2)
     return places[max(cut - self.records, 0) : cut], places[cut:]
 
 
