@@ -71,7 +71,7 @@ def main(argv):
   if settings is None:
     _check_local()
   if cli.DRY_RUN.value:
-    print(f"{len(trials)} trials, {len(left)} of them to be run")
+    print(f"trials: {len(trials)}, left to run: {len(left)}")
   elif settings is None:
     going_on = _run_here(left, bound, folder)
   else:
