@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Iterator
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,12 @@ _KEY = "dsx/liveness"
 _VERDICT_SECONDS = 5
 # How errors of XLA and of its collectives begin, whatever class they come as.
 _STATUS = re.compile(r"[A-Z_]+: ")
+# Those that a machine's mishap has, which may not come again.
+_PASSING = re.compile(r"(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")
+
+# The longest that one process compiles while others have done so.
+_COMPILE_SECONDS = 3600
+_barriers = itertools.count()
 
 _watch: liveness.Watch | None = None
 
@@ -163,12 +170,36 @@ def arrived(where: str) -> None:
     _watch.arrived(where)
 
 
+def compiled(function, *arguments):
+  """A jitted function, ready in all processes before it runs in any.
+
+  Gloo gives a process half a minute to come to its first collective with the
+  others; compiling may take one longer than another. With one process nothing
+  changes.
+
+  Args:
+    function: jitted; every process calls this with the same ones, in order.
+    *arguments: as it will be called with, or of the same kinds.
+
+  Returns:
+    A function of such arguments.
+  """
+  store = jax_distributed.global_state.client
+  if store is None or jax.process_count() == 1:
+    return function
+  ready = function.lower(*arguments).compile()
+  name = f"dsx/compiled/{next(_barriers)}"
+  store.wait_at_barrier(name, 1000 * _COMPILE_SECONDS)
+  return ready
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
   """Ends this process without waiting if what is inside fails in it.
 
-  The others are told. Where it failed because another one was lost, it ends
-  as they do, with `liveness.LOST`. With one process nothing changes.
+  The others are told. Where it failed because another one was lost, or the
+  network, it ends as they do, with `liveness.LOST`. With one process nothing
+  changes.
   """
   try:
     yield
@@ -177,7 +208,8 @@ def together() -> Iterator[None]:
       if _STATUS.match(str(error)):
         _watch.wait_for_loss(_VERDICT_SECONDS)
       _watch.failed(_in_a_line(error))
-      code = 130 if isinstance(error, KeyboardInterrupt) else 1
+      code = liveness.LOST if _PASSING.match(str(error)) else 1
+      code = 130 if isinstance(error, KeyboardInterrupt) else code
       # Runs before what JAX has registered, which meets the other processes.
       atexit.register(_exit, code)
     raise

@@ -86,8 +86,11 @@ def _steps(
   with contextlib.closing(batches), preemption_lib.Preemption() as preemption:
     for position, batch in batches:
       phase = run.schedule.phase(position.step)
+      scalars = trainer.scalars(phase)
       distributed.arrived(f"step {position.step:,}")
-      state, metrics = take(state, batch, trainer.scalars(phase))
+      if position.step == first:
+        take = distributed.compiled(take, state, batch, scalars)
+      state, metrics = take(state, batch, scalars)
       step = position.step + 1
       if trainer.ema is not None:
         trainer.ema.update(state.params, step)
