@@ -136,6 +136,17 @@ class Job:
     """Program and arguments."""
     return (*self.program, *self.arguments)
 
+  @property
+  def own_command(self) -> tuple[str, ...]:
+    """The command that sets the variables as well.
+
+    A script has variables of its own, and bash some that cannot be set; what
+    the program `env` sets is in nobody's way.
+    """
+    variables = (f"{name}={value}" for name, value in self.environment.items())
+    before = ("env", *variables) if self.environment else ()
+    return (*before, *self.command)
+
 
 def name_of(text: str) -> str:
   """The nearest name that a job may bear.

@@ -86,7 +86,13 @@ class JobSet:
     return (self.accelerator or "").startswith("tpu")
 
   def manifest(self, job: job_lib.Job) -> dict[str, Any]:
-    """The JobSet, as the API takes it."""
+    """The JobSet, as the API takes it.
+
+    Raises:
+      problems.Refused: a variable has a name that is taken.
+    """
+    if _INDEX in job.environment:
+      job_lib.refuse("env", f"{_INDEX}: holds a pod's index; name it otherwise")
     labels = {"kueue.x-k8s.io/queue-name": self.queue} if self.queue else {}
     metadata = {"name": job.name, "namespace": self.namespace, "labels": labels}
     mistake = {

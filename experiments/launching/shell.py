@@ -4,8 +4,6 @@ from collections.abc import Sequence
 import re
 import shlex
 
-from experiments.launching import job as job_lib
-
 _HARMLESS = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 _LITERAL = re.compile(r"[\w@%+=:,./ ()\[\]<>*?!;&|^~#-]", re.ASCII)
 
@@ -15,28 +13,21 @@ def array(name: str, words: Sequence[str]) -> list[str]:
   return [f"{name}=(", *(f"  {shlex.quote(word)}" for word in words), ")"]
 
 
-def setting(job: job_lib.Job) -> list[str]:
-  """Lines that go to the checkout and set the job's variables."""
-  return [
-    f"cd -- {shlex.quote(job.folder)} || exit 1",
-    *(
-      f"export {name}={shlex.quote(value)}"
-      for name, value in job.environment.items()
-    ),
-  ]
-
-
-def supervision(max_restarts: int) -> list[str]:
+def supervision(max_restarts: int, end: str = "exit 0") -> list[str]:
   """Lines that start `attempt` again and again until it is done.
 
   The script defines `attempt`, which runs the job, and `progress`, whose output
   differs once a further checkpoint was saved.
+
+  Args:
+    max_restarts: restarts in a row without progress.
+    end: what to do when an attempt has ended well; it leaves the script.
   """
   return [
     "# 0 is done or asked to stop; 2 is a mistake in flags or gin files.",
     f"most={max_restarts} restarts=0 before=$(progress)",
     "while true; do",
-    "  attempt && exit 0 || code=$?",
+    f"  attempt && {end} || code=$?",
     "  ((code == 2)) && exit 2",
     "  after=$(progress)",
     '  [[ $after != "$before" ]] && restarts=0',

@@ -3,7 +3,8 @@
 One task a device: JAX reads the number of tasks, its own rank, its device and
 the coordinator from what `srun` sets. When one task ends badly `srun` ends the
 others, and the script starts all of them again from the last good checkpoint.
-Two minutes before the time limit every task is sent SIGTERM, saves and ends.
+Two minutes before the time limit every task is sent SIGTERM, saves and ends,
+and the job goes back into the queue; scancel ends it for good.
 """
 
 import dataclasses
@@ -13,6 +14,18 @@ from experiments.launching import job as job_lib
 from experiments.launching import shell
 
 SUFFIX = ".sbatch"
+# What ended well before the end of its schedule was asked to. A job that saves
+# nothing within its time would go round for ever.
+_END = """\
+end() {
+  if [[ $(progress) != "$first" ]] &&
+    grep -qs '"state_digest": null' -- "$summary"; then
+    echo "stopped before its end, and queued again" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit 0
+}
+first=$(progress)"""
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.,+-]*"
 _TIME = r"(\d+-)?\d+(:\d+){0,2}"
 
@@ -71,10 +84,12 @@ class Slurm:
       "# Made by experiments.launch; submit it with sbatch. Submitted again it",
       "# goes on from the last good checkpoint.",
       "set -u",
-      *shell.setting(job),
-      *shell.array("command", (*job.command, "--detect_processes")),
+      f"cd -- {shlex.quote(job.folder)} || exit 1",
+      *shell.array("command", (*job.own_command, "--detect_processes")),
       'attempt() { srun --kill-on-bad-exit=1 "${command[@]}"; }',
       f"progress() {{ ls -- {checkpoints} 2>/dev/null; }}",
-      *shell.supervision(job.max_restarts),
+      f"summary={shlex.quote(f'{job.workdir}/summary.json')}",
+      _END,
+      *shell.supervision(job.max_restarts, end="end"),
     ]
     return "\n".join(lines) + "\n"

@@ -83,10 +83,8 @@ class TpuVm:
 
   def render(self, job: job_lib.Job) -> str:
     """The script."""
-    remote = [
-      *shell.setting(job),
-      f"exec {shlex.join((*job.command, '--detect_processes'))}",
-    ]
+    words = (*job.own_command, "--detect_processes")
+    remote = f"cd -- {shlex.quote(job.folder)} && exec {shlex.join(words)}"
     checkpoints = shlex.quote(f"{job.workdir}/checkpoints")
     kind = [f"--accelerator-type={self.tpu_type}"]
     kind += [f"--runtime-version={self.runtime_version}"]
@@ -102,7 +100,7 @@ class TpuVm:
       f"name={shlex.quote(job.name)}",
       *shell.array("where", where),
       *shell.array("kind", kind),
-      f"command={shlex.quote('; '.join(remote))}",
+      f"command={shlex.quote(remote)}",
       f"list={shlex.quote(f'ls -- {checkpoints}')}",
       _ACTIONS
       % (

@@ -51,12 +51,7 @@ class Xpk:
 
   def render(self, job: job_lib.Job) -> str:
     """The script."""
-    environment = [f"{name}={value}" for name, value in job.environment.items()]
-    words = (
-      *(("env", *environment) if environment else ()),
-      *job.command,
-      "--detect_processes",
-    )
+    words = (*job.own_command, "--detect_processes")
     command = f"cd {shell.plain_words([job.folder])} && "
     command += f"exec {shell.plain_words(words)}"
     flags = {

@@ -137,6 +137,11 @@ class CommandTest(parameterized.TestCase):
       r" --env=NAME=VALUE",
     ),
     (
+      "variable_that_is_taken",
+      [*_JOBSET, "--env=DSX_PROCESS=1"],
+      r"--env:1: DSX_PROCESS: holds a pod's index; name it otherwise",
+    ),
+    (
       "negative_restarts",
       ["--max_restarts=-1"],
       r"--max_restarts:1: -1: expected 0 to 100000; change it",

@@ -66,8 +66,15 @@ TEXTS = st.one_of(
 FOLDERS = TEXTS.map(lambda t: t.replace("/", "_")[:30]).filter(
   lambda t: t not in ("", ".", "..")
 )
+# Among them those that the scripts use themselves.
+_NAMES = "after before code command first list most name queue restarts where"
 VARIABLES = st.dictionaries(
-  st.from_regex(r"DSX_[A-Z0-9_]{1,9}", fullmatch=True), TEXTS, max_size=4
+  st.one_of(
+    st.from_regex(r"DSX_V[A-Z0-9_]{1,9}", fullmatch=True),
+    st.sampled_from(_NAMES.split()),
+  ),
+  TEXTS,
+  max_size=4,
 )
 
 _WRITE_DOWN = """\

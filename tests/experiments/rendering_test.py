@@ -4,6 +4,7 @@ Every test takes texts that mean something to a shell, to YAML or to Kubernetes,
 and finds exactly these arguments, variables and folders again.
 """
 
+import json
 import pathlib
 import re
 import shlex
@@ -88,7 +89,8 @@ class RenderingTest(parameterized.TestCase):
   @hypothesis.given(_words, rendered.VARIABLES, rendered.FOLDERS)
   def test_slurm(self, words, variables, name):
     machine = _machine()
-    machine.program("srun")
+    machine.program("srun", 'shift; exec "$@"\n')
+    machine.program("python")
     folder = machine.folder / name
     folder.mkdir(exist_ok=True)
     job = rendered.job(
@@ -97,10 +99,8 @@ class RenderingTest(parameterized.TestCase):
     text = _SETTINGS["slurm"].render(job)
     done = machine.script(text)
     self.assertEqual(done.returncode, 0, done.stderr)
-    first, *rest = machine.calls()[-1][1]
-    self.assertEqual(first, "--kill-on-bad-exit=1")
-    self.assertEqual(rest, ["python", *_MODULE, *words, "--detect_processes"])
-    expected = [first, *rest]
+    self.assertEqual(machine.calls()[0][1][0], "--kill-on-bad-exit=1")
+    expected = [*_MODULE, *words, "--detect_processes"]
     self.assert_ran(machine, expected, variables, folder)
     # sbatch reads directives up to the first command and no further.
     head = text.partition("\nset -u\n")[0]
@@ -316,6 +316,29 @@ class SupervisionTest(parameterized.TestCase):
   def test_restarts(self, codes, saving, code, calls):
     found_code, found_calls, errors = self._calls(codes, saving)
     self.assertEqual((found_code, found_calls), (code, calls), errors)
+
+  @parameterized.named_parameters(
+    ("stopped", "null", True, 1),
+    ("stopped_without_a_checkpoint", "null", False, 0),
+    ("finished", '"0a"', True, 0),
+  )
+  def test_a_job_at_its_time_limit_is_queued_again(self, digest, saves, calls):
+    machine = _machine()
+    workdir = machine.folder / "a run"
+    (workdir / "checkpoints").mkdir(parents=True)
+    text = json.dumps({"state_digest": json.loads(digest)}, indent=1)
+    machine.program(
+      "srun",
+      f"echo {shlex.quote(text)} > {shlex.quote(str(workdir))}/summary.json\n"
+      + f"mkdir {shlex.quote(str(workdir))}/checkpoints/7\n" * saves,
+    )
+    machine.program("scontrol")
+    job = rendered.job(workdir=str(workdir))
+    script = "export SLURM_JOB_ID=42\n" + slurm.Slurm().render(job)
+    done = machine.script(script)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    found = [words for _, words, _ in machine.calls()[1:]]
+    self.assertEqual(found, [["requeue", "42"]] * calls)
 
   def test_says_why(self):
     _, _, errors = self._calls([75, 75, 9])
