@@ -23,6 +23,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Gloo greets once for every communicator, whatever the log level.
 _NOISE = b"[Gloo] Rank "
 _PATIENCE = 0.1  # seconds between looks at who still runs
+_LAST = 5.0  # seconds that one whom all others have lost may take to end
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -147,7 +148,7 @@ class Group:
         if died is None and any(process.returncode for process in self.members):
           died = time.monotonic()
         elif died is not None and (
-          time.monotonic() - died > self._grace or self._only_lost_left(running)
+          time.monotonic() - died > self._patience(running)
         ):
           killed = killed or tuple(running)
           self._signal(signal.SIGKILL)
@@ -183,10 +184,13 @@ class Group:
     # A killed one is the cause where another has failed at the same moment.
     return min(own, key=lambda pair: pair[1] > 0, default=None)
 
-  def _only_lost_left(self, running: list[int]) -> bool:
-    """Whether one process runs, of which all others say that it is lost."""
+  def _patience(self, running: list[int]) -> float:
+    """How long those that still run may take to end."""
     codes = [process.returncode for process in self.members]
-    return len(running) == 1 and codes.count(liveness.LOST) == len(codes) - 1
+    # All others say that this one is lost; if it failed, it is on its way out.
+    if len(running) == 1 and codes.count(liveness.LOST) == len(codes) - 1:
+      return min(self._grace, _LAST)
+    return self._grace
 
   def _show(self, seconds: float) -> bool:
     """Passes on what there is to read; returns whether there was anything."""
