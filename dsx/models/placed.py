@@ -11,7 +11,11 @@ Legend (parallel/axes.py): E experts, P places of experts and copies.
 import functools
 
 import jax
+from jax import lax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from jax.sharding import SingleDeviceSharding
 
 from dsx.parallel import placement_file
 from dsx.parallel import replicas
@@ -56,7 +60,38 @@ def _take_all(experts: dict, expert) -> None:
 
 @functools.cache
 def _taker(sharding):
-  def take(x, expert):
-    return x.at[expert].get(mode="promise_in_bounds")
+  """Takes rows `expert` [P] of [E, ...], in its `sharding`."""
+  if isinstance(sharding, SingleDeviceSharding):
+    return jax.jit(_taken)  # on any device, if the matrix is
+  spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
+  if not spec or spec[0] is None:
+    return jax.jit(_taken, out_shardings=sharding)
+  return jax.jit(
+    jax.shard_map(
+      functools.partial(_taken_from_others, axis=spec[0]),
+      mesh=sharding.mesh,
+      in_specs=(spec, PartitionSpec(spec[0])),
+      out_specs=spec,
+      check_vma=False,
+    )
+  )
 
-  return jax.jit(take, out_shardings=sharding)
+
+def _taken(x, expert):
+  return x.at[expert].get(mode="promise_in_bounds")
+
+
+def _taken_from_others(x, expert, *, axis):
+  """Of the devices' own rows [E / D, ...], those that this one needs [P / D].
+
+  One row of every device at a time: left to itself, XLA gathers all of them.
+  """
+  n = x.shape[0]
+
+  def some(i, found):
+    rows = lax.all_gather(x[i], axis)  # [D, ...]
+    theirs = (expert % n == i).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where(theirs, _taken(rows, expert // n), found)
+
+  nothing = jnp.zeros((expert.size, *x.shape[1:]), x.dtype)
+  return lax.fori_loop(0, n, some, nothing)

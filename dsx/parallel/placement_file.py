@@ -156,7 +156,7 @@ def read(path: str | os.PathLike[str]) -> Placement:
       raise ValueError("expected `layers`, by name")
     arrays = {name: np.asarray(x) for name, x in layers.items()}
     return Placement(**found, layers=arrays)
-  except (ValueError, TypeError) as error:
+  except (ValueError, TypeError, RecursionError) as error:
     raise ValueError(
       f"{path}: no placement of experts: {error}; write it with "
       "experiments.balance_experts"
