@@ -58,8 +58,9 @@ def abstract(
   model: deepseek.DeepSeek, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of the state, still boxed with logical axes."""
+  # Nothing is computed, not even a key: the mesh may be of devices elsewhere.
   return jax.eval_shape(
-    lambda key: _create(model, optimizer, key), jax.random.key(0)
+    lambda: _create(model, optimizer, jax.random.key(0))
   )
 
 

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from dsx.models import deepseek
+from dsx.ops import platforms
 from dsx.ops import routing
+from dsx.parallel import scheduling
 from dsx.training import losses
 from dsx.training import optimizer as optimizer_lib
 from dsx.training import state as state_lib
@@ -172,4 +174,7 @@ def compiled(model, optimizer, placement: state_lib.TrainState):
     in_shardings=(placement, None, None),
     out_shardings=(placement, None),
     donate_argnums=0,
+    compiler_options=scheduling.options(
+      model.execution.overlap, platforms.target()
+    ),
   )
