@@ -166,6 +166,22 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(left, [other.name])
     self.assertRegex(second.stdout, r"0\.001 +2\.5000 +finished")
 
+  def test_a_folder_begun_with_other_bindings_is_refused(self):
+    begun = self.call(_RUN, _RATES, *_SLURM)
+    self.assertEqual(begun.returncode, 0, begun.stderr)
+    name = min((self.folder / "jobs").glob("*.sbatch")).stem
+    folder = self.folder / "w" / trial_lib.FOLDER / name
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text('{"bound": "of another"}')
+    done = self.call(_RUN, _RATES, "--workdir=w")
+    self.assertEqual(done.returncode, 2, done.stderr)
+    self.assertRegex(
+      done.stderr,
+      rf"^--workdir:1: {folder} was begun with other gin files or bindings:"
+      " expected the same; give another --workdir, or the old ones\n$",
+    )
+    self.assertEqual([p.name for p in folder.iterdir()], ["trial.json"])
+
   def test_one_trial_where_nothing_is_varied(self):
     done = self.call(_RUN, "--workdir=w", "--dry_run")
     self.assertEqual(done.returncode, 0, done.stderr)
