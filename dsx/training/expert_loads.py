@@ -64,7 +64,10 @@ def _records(text: str) -> list[dict]:
   by_step = {}
   for number, record in enumerate(found):
     if isinstance(record, dict) and "load" in record:
-      by_step[record.get("step", number)] = record
+      step = record.get("step", number)
+      if not isinstance(step, int):
+        raise ValueError(f"step={step!r}: expected a whole number, or none")
+      by_step[step] = record
   # A run that went on from a checkpoint may have measured a step twice.
   return [by_step[step] for step in sorted(by_step)]
 
