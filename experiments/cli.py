@@ -21,7 +21,8 @@ order, then bindings in order; the last one wins (t5x's convention).
 `--gin.X=Y` is short for `--gin_bindings='X=Y'`.
 
 Exit codes: 0 done, 1 an error that one line explains, 2 wrong flags or gin
-files, 130 interrupted, 141 nobody reads the output any more.
+files, 75 another process of the run was lost, 130 interrupted, 141 nobody reads
+the output any more.
 """
 
 from collections.abc import Callable

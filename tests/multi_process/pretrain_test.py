@@ -13,6 +13,7 @@ import numpy as np
 from dsx import cost
 from dsx.data import pipeline
 from dsx.data import store
+from dsx.parallel import liveness
 from dsx.training import checkpoint
 from dsx.training import loop
 from dsx.training import metrics
@@ -146,12 +147,19 @@ class TwoProcessesTest(parameterized.TestCase):
     data = _folder / "corrupt"
     self._damage_for_the_second(data)
     processes = self._start(_folder / "failed", data=data)
-    # The first waits for it in a collective and is ended by JAX, or here.
     code, _, errors = tiny_run.outcome(processes[1])
     lines = [line for line in errors.splitlines() if "Gloo" not in line]
     self.assertEqual(code, 1, errors)
     self.assertLen(lines, 1)
     self.assertRegex(lines[0], r"^record \d+ of shard .* is corrupt: ")
+    # The first waits for it in a collective, and is told why it will not come.
+    code, _, errors = tiny_run.outcome(processes[0])
+    self.assertEqual(code, liveness.LOST, errors)
+    self.assertRegex(
+      errors,
+      r"(?m)^process 1 on .* is lost: it failed: CorruptionError: record \d+ "
+      r"of shard .*; process 0 ends, at ",
+    )
 
   def _damage_for_the_second(self, directory):
     """Prepares data with one bad sequence in process 1's first batch."""
