@@ -44,12 +44,14 @@ class Embedding(nn.Module):
       (c.vocab_size, c.hidden_size),
       jnp.dtype(self.dtypes.param),
     )
-    # Rows in whole: else each device looks up its columns of everybody's
-    # tokens, which then change places.
-    table = table.astype(self.dtypes.compute)
-    table = nn.with_logical_constraint(table, (axes.VOCAB, None))
+    rows = table.astype(self.dtypes.compute)[tokens]
+    # Each device looks up its own columns of its neighbours' tokens, and then
+    # rows change places: a micro-batch has fewer tokens than the table, which
+    # would travel whole, as would its gradient.
+    names = (axes.LOOKUP_BATCH, axes.LENGTH, axes.EMBED)
+    rows = nn.with_logical_constraint(rows, names)
     names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
-    return nn.with_logical_constraint(table[tokens], names)
+    return nn.with_logical_constraint(rows, names)
 
 
 class Head(nn.Module):

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from dsx.ops import manual_axes
 from dsx.ops import platforms
 from dsx.ops import row_blocks
+from dsx.ops import tiled_matmul
 
-IMPLEMENTATIONS = ("auto", "blocked", "ragged", "dense")
+IMPLEMENTATIONS = ("auto", "blocked", "tiled", "ragged", "dense")
 
 
 def grouped_matmul(x, w, group_sizes, *, impl: str = "auto"):
@@ -28,9 +29,10 @@ def grouped_matmul(x, w, group_sizes, *, impl: str = "auto"):
     x: [T, D], rows sorted by group.
     w: [E, D, F], one matrix per group, in x's dtype.
     group_sizes: int32 [E], rows of each group, summing to at most T.
-    impl: `blocked` (a loop over blocks of rows; CPU), `ragged`
-      (`lax.ragged_dot`; TPU), `dense` (every row times every matrix, the slow
-      oracle) or `auto`, the fastest of these on the current platform.
+    impl: `blocked` (a loop over blocks of rows; CPU), `tiled` (kernels for
+      many rows; TPU), `ragged` (`lax.ragged_dot`), `dense` (every row times
+      every matrix, the slow oracle) or `auto`, the fastest of these on the
+      current platform.
 
   Returns:
     [T, F] in x's dtype, accumulated in float32; rows past the last group are
@@ -45,15 +47,21 @@ def grouped_matmul(x, w, group_sizes, *, impl: str = "auto"):
   """
   _check(x, w, group_sizes, impl)
   if impl == "auto":
-    impl = _fastest(platforms.target())
+    impl = _fastest(platforms.target(), x, w)
   x, w, group_sizes = manual_axes.align(x, w, group_sizes)
-  return {"blocked": _blocked, "ragged": _ragged, "dense": _dense}[impl](
-    x, w, group_sizes
-  )
+  multiply = {
+    "blocked": _blocked,
+    "tiled": tiled_matmul.multiply,
+    "ragged": _ragged,
+    "dense": _dense,
+  }[impl]
+  return multiply(x, w, group_sizes)
 
 
-def _fastest(platform: str) -> str:
-  return {"cpu": "blocked", "tpu": "ragged"}.get(platform, "ragged")
+def _fastest(platform: str, x, w) -> str:
+  if platform == "tpu" and tiled_matmul.suits(x, w):
+    return "tiled"
+  return "blocked" if platform == "cpu" else "ragged"
 
 
 def _check(x, w, group_sizes, impl):

@@ -38,6 +38,7 @@ NORM = "norm"
 
 # Logical axes of activations.
 BATCH = "batch"
+LOOKUP_BATCH = "lookup_batch"  # of embedded tokens, while EMBED divides them
 LENGTH = "length"
 ACT_EMBED = "act_embed"
 ACT_HEADS = "act_heads"

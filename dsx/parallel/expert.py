@@ -86,7 +86,7 @@ def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
     functools.partial(_on_device, way=way, gathered=gathered, parts=tensor),
     in_specs=(x_spec, x_spec, x_spec, *specs),
     out_specs=(x_spec, PartitionSpec()),
-    axis_names=set(names),
+    axis_names=set(names) | _undivided(mesh),
     check_vma=False,
   )(*arrays, *kernels)
   y = y.reshape(-1, x.shape[-1])[:tokens]
@@ -100,6 +100,12 @@ def _divided_axes(mesh) -> tuple[str, ...]:
   return tuple(
     a for a in wanted if mesh.shape.get(a, 1) > 1 and a not in manual
   )
+
+
+def _undivided(mesh) -> set[str]:
+  """Axes of one device: a kernel of Pallas wants no axis to be automatic."""
+  manual = getattr(mesh, "manual_axes", ())
+  return {a for a in mesh.axis_names if mesh.shape[a] == 1 and a not in manual}
 
 
 def _divided(arrays, mesh):

@@ -112,7 +112,9 @@ class Sharding:
   @property
   def activations(self) -> Rules:
     """Rules for activations."""
-    return _ACTIVATIONS
+    width = _mesh_axes(dict(self.parameters)[axes.EMBED])
+    batch = tuple(a for a in axes.BATCH_MESH_AXES if a not in width)
+    return (*_ACTIVATIONS, (axes.LOOKUP_BATCH, batch))
 
 
 def _check_known(kind: str, name: str, known) -> None:

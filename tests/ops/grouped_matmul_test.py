@@ -7,8 +7,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from dsx.ops import grouped_matmul
+from dsx.ops import tiled_matmul
 
-FAST = ("blocked", "ragged")
+FAST = ("blocked", "tiled", "ragged")
 
 SIZES = {
   "uneven": (40, (7, 0, 19, 14)),
@@ -100,7 +101,13 @@ class GroupedMatmulTest(parameterized.TestCase):
       grad(impl, x, w), grad("dense", x, w), atol=1e-5, rtol=1e-5
     )
 
-  @parameterized.product(impl=FAST, check_vma=(False, True))
+  @parameterized.parameters(
+    ("blocked", False),
+    ("blocked", True),
+    ("tiled", False),  # Pallas knows nothing of the other
+    ("ragged", False),
+    ("ragged", True),
+  )
   def test_inside_shard_map(self, impl, check_vma):
     mesh = jax.make_mesh(
       (8,), ("shard",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -138,6 +145,25 @@ class GroupedMatmulTest(parameterized.TestCase):
       jax.jit(jax.grad(reference, (0, 1)))(x, w),
       atol=1e-4,
       rtol=1e-5,
+    )
+
+  @parameterized.parameters((640, (300, 0, 211)), (1025, (1, 1023, 1)))
+  def test_tiles_of_every_size(self, n_rows, sizes):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (n_rows, 1152), jnp.bfloat16)
+    w = jax.random.normal(keys[1], (len(sizes), 1152, 256), jnp.bfloat16)
+    dy = jax.random.normal(keys[2], (n_rows, 256), jnp.bfloat16)
+    inputs = x, w, jnp.array(sizes, jnp.int32), dy
+    self.assertTrue(tiled_matmul.suits(x, w))
+    chex.assert_trees_all_close(
+      *(
+        jax.tree.map(
+          lambda a: a.astype(np.float32), _value_and_grads(i, *inputs)
+        )
+        for i in ("tiled", "blocked")
+      ),
+      atol=0.6,  # one step of bfloat16 at the largest values
+      rtol=1e-2,
     )
 
   def test_auto_never_picks_the_quadratic_one_on_a_cpu(self):
