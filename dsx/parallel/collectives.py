@@ -16,15 +16,6 @@ import numpy as np
 
 from dsx.parallel import hlo
 
-_OPS = (
-  "all-gather",
-  "all-reduce",
-  "all-to-all",
-  "collective-broadcast",
-  "collective-permute",
-  "ragged-all-to-all",
-  "reduce-scatter",
-)
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
 _IOTA = re.compile(
   r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
@@ -92,8 +83,8 @@ def read(
   for name, times in program.runs(trips).items():
     computation = program.computations[name]
     for instruction in computation.instructions.values():
-      op = instruction.opcode.removesuffix("-start")
-      if times and op in _OPS:
+      if times and hlo.is_collective(instruction.opcode):
+        op = instruction.opcode.removesuffix("-start")
         found.append(_collective(instruction, op, computation, sizes, times))
   return found
 

@@ -13,6 +13,15 @@ import functools
 import math
 import re
 
+_COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "all-to-all",
+  "collective-broadcast",
+  "collective-permute",
+  "ragged-all-to-all",
+  "reduce-scatter",
+)
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*-> .*\{$")
 _NAMED = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.-]+) = ")
@@ -211,6 +220,11 @@ def arrays(kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
   for match in _ARRAY.finditer(kind):
     dims = match["dims"].replace("<=", "")
     yield match["dtype"], tuple(int(d) for d in dims.split(",") if d)
+
+
+def is_collective(opcode: str) -> bool:
+  """Whether an instruction sends data, or starts to."""
+  return opcode.removesuffix("-start") in _COLLECTIVES
 
 
 def type_bytes(kind: str) -> int:

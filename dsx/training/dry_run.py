@@ -88,7 +88,8 @@ def memory_rows(state, placement):
   yield "router biases", biases
 
 
-def _table(header, rows) -> list[str]:
+def table(header, rows) -> list[str]:
+  """Lines of a table whose columns line up."""
   rows = [tuple(map(str, row)) for row in rows]
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   return [
@@ -119,16 +120,16 @@ def describe(run: pretraining.Pretraining) -> str:
     (name, shape, spec, f"{size:,}", dtype)
     for name, shape, spec, size, dtype in parameter_rows(state, placement)
   ]
-  lines = _table(("parameter", "shape", "sharding", "count", "dtype"), rows)
+  lines = table(("parameter", "shape", "sharding", "count", "dtype"), rows)
   memory: list[tuple[str, int]] = list(memory_rows(state, placement))
   memory.append(("total", sum(size for _, size in memory)))
   lines += [
     "",
-    *_table(
+    *table(
       ("per device", "bytes"), [(what, _bytes(size)) for what, size in memory]
     ),
   ]
-  lines += ["", *_table(("quantity", "value"), _quantities(run, mesh))]
+  lines += ["", *table(("quantity", "value"), _quantities(run, mesh))]
   return "\n".join(lines)
 
 
