@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -32,7 +33,7 @@ from dsx.ops import dtypes as dtypes_lib
 
 _MODEL = "gin_configs/models/v3_small.gin"
 _BINDING = re.compile(r"^config\.DeepSeekConfig\.(\w+) = ([^#\n]+)", re.M)
-_TINY = {
+_TINY: dict[str, Any] = {
   "vocab_size": 512,
   "hidden_size": 64,
   "intermediate_size": 96,
@@ -52,7 +53,7 @@ _PROFILED_STEPS = 3
 def model_config(tiny: bool) -> config_lib.DeepSeekConfig:
   """The model, read from its gin file without gin: numbers, one a line."""
   path = pathlib.Path(__file__).resolve().parents[1] / _MODEL
-  fields = {
+  fields: dict[str, Any] = {
     name: ast.literal_eval(value.strip())
     for name, value in _BINDING.findall(path.read_text(encoding="utf-8"))
   }
@@ -124,12 +125,12 @@ class Training:
     """Bytes on the device: planned by the compiler, and at most in use."""
     import jax
 
+    found = {}
     planned = self.compiled.memory_analysis()
-    # The state is given away to the step, and its bytes used for the new one.
-    found = {
-      "state and batch": planned.argument_size_in_bytes,
-      "temporary, planned": planned.temp_size_in_bytes,
-    }
+    if planned is not None:
+      # The step is given the state, and uses its bytes for the new one.
+      found["state and batch"] = planned.argument_size_in_bytes
+      found["temporary, planned"] = planned.temp_size_in_bytes
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
       found["peak in use"] = stats["peak_bytes_in_use"]
@@ -142,7 +143,7 @@ class Training:
 
     with jax.profiler.trace(str(folder)):
       self.steps(_PROFILED_STEPS)
-    named = profiled.sources(self.compiled.as_text())
+    named = profiled.sources(self.compiled.as_text() or "")
     return profiled.rows(profiled.kernels(folder), named, _PROFILED_STEPS)
 
 
@@ -204,7 +205,7 @@ def run(flags: argparse.Namespace) -> str:
 
 def main():
   """Parses flags, runs, prints and, with --record, keeps it."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--batch", type=int, help="sequences; 16, tiny 2")
   parser.add_argument("--length", type=int, help="tokens; 2048, tiny 64")
   parser.add_argument("--steps", type=int, default=20, help="timed steps")
