@@ -111,6 +111,23 @@ class TextTest(parameterized.TestCase):
     found = self.score(source, batch_size=4)
     self.check(found, self.by_hand(source, mask=mask))
 
+  @parameterized.parameters((4, 2), (11, 1), (16, 1), (5, 2))
+  def test_loads_of_whole_batches(self, batch_size, batches):
+    source = _Source()
+    mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
+    evaluator = text.Evaluator(
+      self.model, source, mesh, batch_size=batch_size, records=_RECORDS
+    )
+    with sharding_lib.use(mesh, sharding_lib.Sharding(strategy="replicated")):
+      score, load = evaluator.measure(*self.parts())
+    self.assertEqual(score, self.score(source, batch_size=batch_size))
+    self.assertLen(load, batches)
+    for batch, found in enumerate(load):
+      rows = np.arange(batch * batch_size, (batch + 1) * batch_size)
+      tokens = source.tokens[np.minimum(rows, _RECORDS - 1)]
+      _, aux = self.apply(self.variables, tokens[:, :-1])
+      np.testing.assert_array_equal(found, aux["load"])
+
   def test_nothing_changes(self):
     before = jax.tree.map(np.array, self.variables)
     first = self.score(_Source())

@@ -6,6 +6,7 @@ import pathlib
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from dsx.training import expert_loads
 from dsx.training import imported
 from tests.evals import workdirs
 from tests.experiments import trained_run
@@ -33,6 +34,8 @@ class EvaluateTest(parameterized.TestCase):
     written = json.loads((self.workdir / "evaluation.json").read_text())
     self.assertEqual(written["data"]["prepared"], data.prepared)
     self.assertEqual(set(written["scores"]), {"raw", "average"})
+    loads = expert_loads.read(self.workdir / "expert_loads.jsonl")
+    self.assertEqual(loads.layers, ["0", "mtp_0"])
     for score in written["scores"].values():
       self.assertIn(f"{score['bits_per_byte']:.4f}", done.stdout)
       # An untrained model of 320 tokens, one of them a byte each.
