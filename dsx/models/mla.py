@@ -21,8 +21,10 @@ from dsx.models import layers
 from dsx.ops import attention
 from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import latent_attention
+from dsx.ops import linear
 from dsx.ops import rope
 from dsx.parallel import axes
+from dsx.parallel import context
 
 # DeepSeek's code has this in the norms of both latents, whatever
 # `rms_norm_eps` says; checkpoints with another `rms_norm_eps` depend on it.
@@ -76,9 +78,11 @@ class MLA(nn.Module):
     """Attends.
 
     Args:
-      x: [B, L, D], normalised hidden states.
-      rotation: (cos, sin) of `ops.rope.cos_sin`, each [B, L, R/2].
-      segment_ids: optional int32 [B, L]; tokens see their own segment alone.
+      x: [B, L, D], normalised hidden states; zigzag where the mesh divides
+        sequences (`parallel/context.py`).
+      rotation: (cos, sin) of `ops.rope.cos_sin`, each [B, L, R/2], likewise.
+      segment_ids: optional int32 [B, L], always in natural order; tokens see
+        their own segment alone.
 
     Returns:
       [B, L, D].
@@ -90,18 +94,40 @@ class MLA(nn.Module):
     chex.assert_rank(x, 3)
     query = jnp.concatenate(self._query(x, rotation), axis=-1)
     latent, position = self._latent(x, rotation)
-    key, value = self._expand(latent, position)
-    out = attention.attention(
-      query,
-      key,
-      value,
-      scale=self._scale,
-      segment_ids=segment_ids,
-      impl=self.execution.attention,
-    )  # [B, L, H, U]
+    entries = jnp.concatenate([latent, position[:, :, 0, :]], axis=-1)
+    if context.size() > 1 and not self.is_initializing():
+      out = self._attend_divided(query, entries, segment_ids)
+    else:
+      key, value = self._expand(latent, position)
+      out = attention.attention(
+        query,
+        key,
+        value,
+        scale=self._scale,
+        segment_ids=segment_ids,
+        impl=self.execution.attention,
+      )  # [B, L, H, U]
     out = checkpoint_name(out, "attention_output")
-    out = self.o_proj(out.reshape(*out.shape[:2], -1))
-    return out, jnp.concatenate([latent, position[:, :, 0, :]], axis=-1)
+    return self.o_proj(out.reshape(*out.shape[:2], -1)), entries
+
+  def _attend_divided(self, query, entries, segment_ids):
+    """Attends from queries [B, L, H, K] to entries [B, L, W], both zigzag."""
+    compute, names = self.dtypes.compute, self.kv_b_proj.names
+
+    def core(query, entries, kernel, **places):
+      latent, position = jnp.split(entries, [self.config.kv_lora_rank], axis=-1)
+      expanded = self._by_head(linear.matmul(latent, kernel))
+      return attention.attention(
+        query,
+        *self._keys_and_values(expanded, position[:, :, None, :]),
+        scale=self._scale,
+        impl=self.execution.attention,
+        **places,
+      )
+
+    kernel = self.kv_b_proj.variables["params"]["kernel"]
+    kernel = layers.dequantised(kernel, compute)
+    return context.attend(core, query, entries, kernel, names, segment_ids)
 
   def decode(self, x, rotation, memory: cache.LayerMemory):
     """Attends to what is remembered, without expanding it.
@@ -159,11 +185,18 @@ class MLA(nn.Module):
 
   def _expand(self, latent, position):
     """Keys [B, L, H, K] and values [B, L, H, U] (eq. 2 to 5)."""
+    expanded = _constrain_heads(self._by_head(self.kv_b_proj(latent)))
+    return self._keys_and_values(expanded, position)
+
+  def _by_head(self, expanded):
+    """[B, L, H * (nope + U)] as [B, L, H, nope + U], for any share of H."""
+    width = self.config.qk_nope_head_dim + self.config.v_head_dim
+    return expanded.reshape(*expanded.shape[:2], -1, width)
+
+  def _keys_and_values(self, expanded, position):
+    """Of `_by_head`'s, and rotary keys [B, L, 1, R]."""
     c = self.config
-    kv = self.kv_b_proj(latent)
-    kv = kv.reshape(*latent.shape[:2], c.num_attention_heads, -1)
-    kv = _constrain_heads(kv)
-    content, value = jnp.split(kv, [c.qk_nope_head_dim], axis=-1)
+    content, value = jnp.split(expanded, [c.qk_nope_head_dim], axis=-1)
     shared = (*content.shape[:3], c.qk_rope_head_dim)
     position = jnp.broadcast_to(position, shared)
     return jnp.concatenate([content, position], axis=-1), value
