@@ -159,8 +159,10 @@ class Program:
 
 
 def _named(loop: Instruction, trips: Mapping[str, int] | None) -> int:
-  scopes = re.split(r"[/\"()]", loop.source)
-  return next((n for name, n in (trips or {}).items() if name in scopes), 1)
+  for name, count in (trips or {}).items():
+    if re.search(rf"\b{re.escape(name)}\)*/while$", loop.source):
+      return count
+  return 1
 
 
 def parse(text: str) -> Program:

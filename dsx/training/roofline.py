@@ -25,6 +25,7 @@ from dsx.training import ahead_of_time
 
 # Clock rates that turn cycles into seconds.
 _HERTZ = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9, "tpu7x": 1.75e9}
+_UNKNOWN = 2**50  # the compiler's number where it knows none
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Forward is a third of forward and backward.
 _RECOMPUTED = {"none": 0.0, "paper": 0.0, "full": 1 / 3}
@@ -117,7 +118,8 @@ def _cycles(program: hlo.Program, trips: dict[str, int]) -> int:
     if times:
       for line in program.computations[name].instructions.values():
         found = _CYCLES.search(line.text)
-        total += times * int(found[1]) if found else 0
+        cycles = int(found[1]) if found else 0
+        total += times * cycles if cycles < _UNKNOWN else 0
   return total
 
 
