@@ -103,10 +103,9 @@ class ReplicasTest(parameterized.TestCase):
       (2, 1, 2),
     ):
       mesh = jax.sharding.AbstractMesh((nodes,), ("node",))
+      table = replicas.of(found, 256, nodes=whole)
       with jax.sharding.use_abstract_mesh(mesh):
-        fields = replicas.routing_fields(
-          config, replicas.of(found, 256, nodes=whole)
-        )
+        fields = replicas.routing_fields(config, table)
       self.assertEqual(fields.n_routed_experts, 320)
       self.assertEqual(ways.reachable(fields, nodes), expected)
 
