@@ -86,16 +86,19 @@ def _round(i, splits, x, index, weight, kernels, way: ways.Way):
   """One round: ([T, D] of what took part in it, copies that arrived)."""
   index = _admitted(index, i // splits, way)
   turn, first, at = i % splits, jnp.int32(0), []
+  # Index and weight travel as one; empty places arrive as zeros, so that
+  # experts are numbered from one meanwhile.
+  k, there = index.shape[1], _joined(index + 1, weight)
   for hop in way.hops:
-    block = dispatch_lib.blocks_of(index, first, hop)
+    block = dispatch_lib.blocks_of(there[:, :k] - 1, first, hop)
     at.append(dispatch_lib.places(block, turn, hop))
-    # Row numbers travel plus one: empty places hold zero.
-    index = dispatch_lib.carry(index + 1, (hop,), (at[-1],), way.wire) - 1
+    there = dispatch_lib.carry(there, (hop,), (at[-1],), way.wire)
     first = first + lax.axis_index(hop.axis) * hop.experts
     turn = 0  # a later hop's blocks hold all that the first one brings
   at = tuple(at)
+  index, known = there[:, :k] - 1, _weights(there[:, k:])
   rows = dispatch_lib.spread(x, at, way.hops, way.wire, way.float8)
-  weight = dispatch_lib.spread(weight, at, way.hops, way.wire, False)
+  weight = dispatch_lib.spread_already(weight, known, at, way.hops, way.wire)
   index, weight = _own_experts(index, weight, first, way)
   arrived = (index >= 0).sum()
   if way.tensor > 1:
@@ -114,6 +117,16 @@ def _round(i, splits, x, index, weight, kernels, way: ways.Way):
   if way.tensor > 1:
     y = lax.psum_scatter(y, axes.TENSOR, tiled=True)
   return dispatch_lib.collect(y, at, way.hops, way.wire, way.float8), arrived
+
+
+def _joined(index, weight):
+  """Index and weight [T, K] each, as the bits of int32 [T, 2 K]."""
+  bits = lax.bitcast_convert_type(lax.stop_gradient(weight), jnp.int32)
+  return jnp.concatenate([index, bits], axis=1)
+
+
+def _weights(bits):
+  return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _own_experts(index, weight, first, way: ways.Way):
