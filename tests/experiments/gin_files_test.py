@@ -1,11 +1,15 @@
 """Every gin file that comes with the code passes the preflight and builds."""
 
+import dataclasses
 import importlib
+import math
 import pathlib
+import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from dsx.training import dry_run
 from experiments import configuration
 from experiments import preflight
 from experiments.bindings import sources
@@ -14,6 +18,17 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIG = "dsx.models.config.DeepSeekConfig"
 _DATA = "dsx.data.pipeline.Data"
 _PRETRAINING = "dsx.training.pretraining.Pretraining"
+_MESHES = (
+  # (mesh, model, devices, published GiB of one)
+  ("one_device", "v3_small", 1, 74.5),
+  ("gpu_8", "v2_lite", 8, 74.5),
+  ("h100_256", "v3", 256, 74.5),
+  ("h800_2048", "v3", 2048, 74.5),
+  ("v5p_1024", "v3", 512, 95.0),
+  ("v5p_2048", "v3", 1024, 95.0),
+  ("v5p_4096", "v3", 2048, 95.0),
+  ("v6e_256", "v2", 256, 32.0),
+)
 
 
 def _files(kind):
@@ -45,6 +60,29 @@ class GinFilesTest(parameterized.TestCase):
   def test_mesh_takes_the_place_of_a_run_s(self, file):
     run = "gin_configs/runs/v3_pretrain.gin"
     preflight.check([run, file], target=_PRETRAINING)
+
+  @parameterized.parameters(*_MESHES)
+  def test_mesh_resolves_against_its_model(self, mesh, model, devices, gib):
+    files = [
+      "gin_configs/runs/v3_pretrain.gin",
+      f"gin_configs/models/{model}.gin",
+      f"gin_configs/parallel/{mesh}.gin",
+    ]
+    configuration.prepare(_PRETRAINING, files)
+    run = configuration.build(_PRETRAINING)
+    if run.mesh.data == -1:
+      open_axes = dataclasses.replace(run.mesh, data=devices)
+      run = dataclasses.replace(run, mesh=open_axes)
+    sizes = dry_run.abstract_mesh(run).shape
+    self.assertEqual(math.prod(sizes.values()), devices)
+    text = dry_run.describe(run)  # every matrix divides, and the batch
+    total = re.search(r"^total +([\d.]+) GiB$", text, re.MULTILINE)
+    self.assertLess(float(total[1]), gib)
+
+  def test_every_mesh_has_its_model(self):
+    tested = {case[0] for case in _MESHES}
+    found = {pathlib.Path(file).stem for file in _files("parallel")}
+    self.assertEqual(tested, found)
 
   @parameterized.parameters(*_files("data"))
   def test_data(self, file):
