@@ -1,9 +1,10 @@
 """One of several processes that take the same training steps: half of a test.
 
 Arguments: a port, the number of processes, this one's number, a folder. All
-have four devices together. Process 0 writes what each way to divide the steps
-has left as FOLDER/WAY.npz: losses, loads of experts, parameters, moments of
-the gradients and router biases, by name.
+have four devices together. Process 0 writes what the steps have left as
+FOLDER/spread.npz: losses, loads of experts, parameters, moments of the
+gradients and router biases, by name. A lone process also takes them on one
+device.
 """
 
 import pathlib
@@ -25,15 +26,13 @@ from tests.training import tiny
 _OPTIMIZER = optimizer_lib.AdamW(moment_dtype="float32").transformation()
 _STEPS = 2
 _SEQUENCES = 8
-ALONE = "one_device"
-_SHARDED = sharding_lib.Sharding(strategy="fully_sharded")
-_REPLICATED = sharding_lib.Sharding(strategy="replicated")
-# Each way to divide the steps, and by how many processes it is gone.
-WAYS = {
-  # Between processes the experts' tokens cross `node`.
-  "experts": (mesh_lib.MeshShape(data=1, node=2, local=2), _SHARDED, (1, 2, 4)),
-  "data": (mesh_lib.MeshShape(), _REPLICATED, (2,)),
-}
+ALONE, SPREAD = "one_device", "spread"
+# Between processes the experts' tokens cross `node`, and with four of them
+# `local` too; the batch, parameters and moments are spread over both.
+_SPREAD = (
+  mesh_lib.MeshShape(data=1, node=2, local=2),
+  sharding_lib.Sharding(strategy="fully_sharded"),
+)
 
 
 class _Source:
@@ -74,22 +73,19 @@ def steps(mesh: jax.sharding.Mesh, sharding: sharding_lib.Sharding):
 
 
 def main() -> None:
-  """Takes the steps in every way."""
+  """Takes the steps and writes what they have left."""
   port, count, rank, folder = sys.argv[1:]
   if int(count) > 1:
     distributed.initialise(f"127.0.0.1:{port}", int(count), int(rank))
   with distributed.together():
-    found = {
-      way: steps(mesh_lib.make(shape), sharding)
-      for way, (shape, sharding, counts) in WAYS.items()
-      if int(count) in counts
-    }
+    shape, sharding = _SPREAD
+    found = {SPREAD: steps(mesh_lib.make(shape), sharding)}
     if int(count) == 1:
       alone = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
-      found[ALONE] = steps(alone, _REPLICATED)
+      found[ALONE] = steps(alone, sharding_lib.Sharding())
     if int(rank) == 0:
-      for way, arrays in found.items():
-        with (pathlib.Path(folder) / f"{way}.npz").open("wb") as file:
+      for name, arrays in found.items():
+        with (pathlib.Path(folder) / f"{name}.npz").open("wb") as file:
           np.savez(file, allow_pickle=False, **arrays)
 
 
