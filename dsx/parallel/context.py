@@ -23,6 +23,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from dsx.ops import manual_axes
 from dsx.parallel import axes
 from dsx.parallel import sharding
 
@@ -122,6 +123,9 @@ def attend(core, query, entries, kernel, names, segment_ids=None):
   heads = _spec(axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)
 
   def shard(query, entries, kernel, segment_ids):
+    # Here already, so that backward what devices add to the gradient of one
+    # entry is summed when it has been scattered, not before.
+    query, entries, kernel = manual_axes.align(query, entries, kernel)
     segments = {}
     if segment_ids is not None:
       own = jnp.concatenate(_own_chunks(segment_ids, parts), axis=1)

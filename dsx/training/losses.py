@@ -8,9 +8,11 @@ Legend (parallel/axes.py): B batch, L length, D model, V vocabulary.
 
 from typing import Any
 
+from flax import linen as nn
 import jax.numpy as jnp
 
 from dsx.models import deepseek
+from dsx.parallel import axes
 from dsx.training import cross_entropy
 
 
@@ -65,11 +67,17 @@ def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
   hiddens = (aux["hidden"], *(aux["mtp_hidden"] if mtp else ()))
   nats, masks = [], []
   for depth, hidden in enumerate(hiddens):
-    mask = target_mask(batch, depth)
-    own = cross_entropy.cross_entropy(hidden, kernel, shifted(tokens, depth))
+    mask = _whole(target_mask(batch, depth))
+    targets = _whole(shifted(tokens, depth))
+    own = cross_entropy.cross_entropy(hidden, kernel, targets)
     nats.append(jnp.where(mask, own, 0.0))
     masks.append(mask)
   return tuple(nats), tuple(masks), aux
+
+
+def _whole(x):
+  """`x` [B, L], not divided by length: shifting it would send single tokens."""
+  return nn.with_logical_constraint(x, (axes.BATCH, None))
 
 
 def total(model, params, router_bias, batch, denominators, weights):
