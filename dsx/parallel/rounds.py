@@ -42,7 +42,7 @@ def run(x, index, weight, kernels, way: ways.Way):
   Returns:
     (y [T, D], dropped float32 []): copies that had no room, on all devices.
   """
-  splits, total = _turns(index, way)
+  splits, total = turns(index, way)
   y, arrived = _round(0, splits, x, index, weight, kernels, way)
   if way.rounds:
     y = y + _further(splits, total, x, index, weight, kernels, way)
@@ -53,7 +53,7 @@ def run(x, index, weight, kernels, way: ways.Way):
   return y, dropped
 
 
-def _turns(index, way: ways.Way):
+def turns(index, way: ways.Way):
   """(turns of the first hop, all rounds), int32 [], the same on all devices."""
   if not way.rounds:
     return jnp.int32(1), jnp.int32(1)
