@@ -2,7 +2,7 @@
 
   python -m experiments.compile_topology --topology=v5p:8x8x16 \\
     --gin_file=gin_configs/runs/v3_pretrain.gin \\
-    --gin_file=gin_configs/parallel/v5p_1024_chips.gin
+    --gin_file=gin_configs/parallel/v5p_2048.gin
 
 Prints bytes on a device and whether they fit, FLOPs, every collective with its
 mesh axes and bytes, and the step time that published rates allow. TPUs need the
