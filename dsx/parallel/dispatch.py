@@ -26,6 +26,8 @@ from dsx.ops import permutation
 from dsx.ops import tile_scaled
 from dsx.parallel import exchange as exchange_lib
 
+_LANES = 128
+
 
 class Hop(NamedTuple):
   """A hop before any token is known (static).
@@ -128,7 +130,8 @@ def _back(y, hop: Hop, at: Places, wire: str):
   y = y.reshape(hop.blocks, hop.capacity, *y.shape[1:])
   # Junk in places that hold no row must not travel, nor be added.
   row = jnp.arange(hop.capacity, dtype=jnp.int32)[None, :]
-  used = (row < at.received[:, None])[:, :, None]
+  used = row < at.received[:, None]
+  used = used.reshape(*used.shape, *(1,) * (y.ndim - 2))
   y = jnp.where(used, y, jnp.zeros((), y.dtype))
   y = exchange_lib.exchange(y, at.received, at.sent, hop.axis, wire=wire)
   y = y.reshape(-1, *y.shape[2:])
@@ -143,6 +146,16 @@ def carry(x, hops: tuple[Hop, ...], at: tuple[Places, ...], wire: str):
   for hop, where in zip(hops, at, strict=True):
     x = _forth(x, hop, where, wire)
   return x
+
+
+def _in_tiles(x):
+  """Rows [T, D] as [T, D / 128, 128], each in whole tiles of a TPU's memory.
+
+  Its tiles of 8 x 128 hold parts of eight rows otherwise, and every gather and
+  exchange would take the buffers, larger than `x`, apart and together again.
+  """
+  whole = x.shape[1] % (8 * _LANES) == 0
+  return x.reshape(x.shape[0], -1, _LANES) if whole else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -162,7 +175,7 @@ def spread(x, at: tuple[Places, ...], hops: tuple[Hop, ...], wire, float8):
   if not hops:
     return x
   if not float8:
-    return carry(x, hops, at, wire)
+    return carry(_in_tiles(x), hops, at, wire).reshape(-1, x.shape[-1])
   tiles = tile_scaled.quantise(x)
   values = carry(tiles.values, hops, at, wire)
   scales = carry(tiles.scales, hops, at, wire)
@@ -184,9 +197,10 @@ def collect(y, at: tuple[Places, ...], hops: tuple[Hop, ...], wire, float8):
     [T, D] in y's dtype, summed in float32 at each hop.
   """
   del float8
+  width, y = y.shape[-1], _in_tiles(y)
   for hop, where in zip(reversed(hops), reversed(at), strict=True):
     y = _back(y, hop, where, wire)
-  return y
+  return y.reshape(-1, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
