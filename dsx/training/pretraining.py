@@ -13,6 +13,7 @@ import jax
 from dsx.data import pipeline
 from dsx.models import config as config_lib
 from dsx.ops import dtypes as dtypes_lib
+from dsx.parallel import context
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import optimizer as optimizer_lib
@@ -86,6 +87,8 @@ class Pretraining:
         f"config.max_position_embeddings="
         f"{self.config.max_position_embeddings}; shorten it"
       )
+    if self.mesh.context > 0:  # -1: checked when the model is traced
+      context.check_length(self.data.sequence_length, self.mesh.context)
     for field in ("log_every", "ema_every", "max_skipped_in_a_row"):
       if getattr(self, field) < 1:
         raise ValueError(

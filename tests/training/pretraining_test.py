@@ -49,6 +49,13 @@ class PretrainingTest(parameterized.TestCase):
       " config.max_position_embeddings=64; shorten it",
     ),
     (
+      "context",
+      {"mesh": mesh_lib.MeshShape(data=1, context=8)},
+      "sequence length 8: expected a multiple of 16, twice"
+      " mesh.MeshShape.context=8, so that every device has an early and a late"
+      " chunk of a sequence; change the length or the mesh",
+    ),
+    (
       "log_every",
       {"log_every": 0},
       "log_every=0: expected at least 1; raise it",
