@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from dsx.parallel import gpu_targets
 
 _TPUS = ("v5e", "v5p", "v6e", "tpu7x")
+KINDS = (*_TPUS, *gpu_targets.TARGETS)
 _NAME = re.compile(r"(?P<kind>[a-z0-9]+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)")
 
 
@@ -56,10 +57,9 @@ def find(name: str) -> Topology:
     ValueError: it is no name of a machine, or the compiler for it is absent.
   """
   match = _NAME.fullmatch(name)
-  known = (*_TPUS, *gpu_targets.TARGETS)
-  if not match or match["kind"] not in known:
+  if not match or match["kind"] not in KINDS:
     raise ValueError(
-      f"topology={name!r}: expected one of {', '.join(known)} and a shape, "
+      f"topology={name!r}: expected one of {', '.join(KINDS)} and a shape, "
       "such as v5p:8x8x16 (chips along each axis of the torus) or h100:32x8 "
       "(machines x GPUs of each)"
     )

@@ -46,14 +46,14 @@ class Memory:
 
   Attributes:
     state: what outlives the step: parameters, moments, biases.
-    batch: the step's other arguments.
+    arguments: the batch and what else the step is given.
     temporaries: gradients, activations and everything else within the step.
     code: the program.
     device: what a device has, as published.
   """
 
   state: int
-  batch: int
+  arguments: int
   temporaries: int
   code: int
   device: int
@@ -61,7 +61,7 @@ class Memory:
   @property
   def total(self) -> int:
     """All of it; the state is updated in place."""
-    return self.state + self.batch + self.temporaries + self.code
+    return self.state + self.arguments + self.temporaries + self.code
 
   @property
   def fits(self) -> bool:
@@ -193,7 +193,7 @@ def compile_step(
   found: Any = compiled.memory_analysis()
   memory = Memory(
     state=state_bytes,
-    batch=found.argument_size_in_bytes - state_bytes,
+    arguments=found.argument_size_in_bytes - state_bytes,
     temporaries=found.temp_size_in_bytes
     + found.output_size_in_bytes
     - found.alias_size_in_bytes,

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Iterator
 
 from dsx import cost
-from dsx.parallel import collectives as collectives_lib
 from dsx.parallel import links
 from dsx.parallel import overlap
 from dsx.training import ahead_of_time
@@ -64,7 +63,7 @@ def _execution(run) -> str:
 
 def _memory(step: ahead_of_time.CompiledStep) -> Iterator[tuple[str, str]]:
   memory = step.memory
-  for name in ("state", "batch", "temporaries", "code", "total", "device"):
+  for name in ("state", "arguments", "temporaries", "code", "total", "device"):
     yield name, f"{getattr(memory, name) / 2**30:.2f}"
   yield "fits", "yes" if memory.fits else "NO"
 
@@ -116,12 +115,8 @@ def _time(step: ahead_of_time.CompiledStep) -> Iterator[tuple[str, str]]:
     yield "kernels of grouped products at the peak", f"{estimate.kernels:.2f}"
   yield "network, hidden behind computation", f"{estimate.hidden:.2f}"
   yield "network, not hidden", f"{estimate.exposed:.2f}"
-  yield "step", f"{estimate.step:.2f}"
-  yield "MFU", f"{estimate.mfu:.1%}"
+  # Without the compiler's word for it, computation is at its best.
+  bound = "" if estimate.compiler is not None else ", at most"
+  yield f"step{bound and ', at least'}", f"{estimate.step:.2f}"
+  yield f"MFU{bound}", f"{estimate.mfu:.1%}"
   yield "MFU if all of the network were hidden", f"{estimate.best_mfu:.1%}"
-
-
-def by_axes(step: ahead_of_time.CompiledStep) -> dict[str, float]:
-  """Bytes a device sends in a step, by mesh axes."""
-  found = collectives_lib.by_axes(step.collectives)
-  return {_AXES.join(axes): sent for axes, sent in found.items()}

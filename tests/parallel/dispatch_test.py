@@ -171,10 +171,10 @@ class NodeLimitTest(parameterized.TestCase):
 
 
 class TransposeTest(parameterized.TestCase):
-  @parameterized.parameters(False, True)
-  def test_collect_is_the_transpose_of_spread(self, two_hop):
+  @parameterized.parameters((False, 5), (True, 5), (True, 1024))
+  def test_collect_is_the_transpose_of_spread(self, two_hop, width):
     """<spread(x), y> = <x, collect(y)>, and each is the other's gradient."""
-    node, local, tokens, width = 2, 4, 6, 5
+    node, local, tokens = 2, 4, 6
     config = _config()
     experts = 16 // (node * local)
     if two_hop:
