@@ -46,6 +46,11 @@ def _what(step: ahead_of_time.CompiledStep) -> Iterator[tuple[str, str]]:
     f"{run.schedule.batch_size:,} x {run.data.sequence_length:,} "
     f"({tokens:,} tokens), {run.micro_batches} micro-batches",
   )
+  flops = tokens * cost.flops_per_token(
+    run.config, run.data.sequence_length, mtp=True
+  )
+  yield "FLOPs of a step", f"{flops:.3e}"
+  yield "FLOPs of a device", f"{flops / len(topology.devices):.3e}"
   yield "execution", _execution(run)
   yield "traced in", f"{step.trace_seconds:.0f} s"
   yield "compiled in", f"{step.compile_seconds:.0f} s"
