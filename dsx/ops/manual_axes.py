@@ -9,6 +9,8 @@ the transpose of `pcast` is the sum over shards that the gradient needs.
 Outside `shard_map`, and under `check_vma=False`, these do nothing.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
 
@@ -18,7 +20,7 @@ def _varying(x) -> frozenset:
   return getattr(manual, "varying", frozenset())
 
 
-def align(*arrays):
+def align(*arrays) -> tuple[Any, ...]:
   """The same arrays, each varying over the mesh axes that any of them does.
 
   Args:

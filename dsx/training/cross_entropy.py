@@ -8,6 +8,7 @@ a vocabulary that is divided over devices.
 """
 
 import functools
+from typing import Any
 
 import chex
 from flax import linen as nn
@@ -21,7 +22,7 @@ from dsx.parallel import sharding
 _HIDDEN = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 
 
-def cross_entropy(hidden, kernel, targets, *, chunk: int = 16384):
+def cross_entropy(hidden, kernel, targets, *, chunk: int = 16384) -> Any:
   """-log softmax(hidden @ kernel)[targets], token by token.
 
   The vocabulary is visited `chunk` columns at a time, forward (an online

@@ -157,7 +157,15 @@ class OutputsTest(parameterized.TestCase):
       deepseek.DeepSeek(c).apply, tiny.variables(c), tiny.tokens(2, 6)
     )
     self.assertCountEqual(
-      aux, ["hidden", "mtp_hidden", "mtp_logits", "load", "balance_loss"]
+      aux,
+      [
+        "hidden",
+        "mtp_hidden",
+        "mtp_logits",
+        "load",
+        "balance_loss",
+        "dropped",
+      ],
     )
     chex.assert_shape([logits, *aux["mtp_logits"]], (2, 6, tiny.VOCAB))
     chex.assert_shape([aux["hidden"], *aux["mtp_hidden"]], (2, 6, 12))
@@ -195,7 +203,7 @@ class OutputsTest(parameterized.TestCase):
       lambda v, t: model.apply(v, t, method="features"), variables, tokens
     )
     self.assertCountEqual(
-      features, ["hidden", "mtp_hidden", "load", "balance_loss"]
+      features, ["hidden", "mtp_hidden", "load", "balance_loss", "dropped"]
     )
     head = variables["params"]["lm_head"]["kernel"]
     hiddens = (aux["hidden"], *aux["mtp_hidden"])

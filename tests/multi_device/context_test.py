@@ -1,6 +1,7 @@
 """A sequence over several devices gives what it gives on one."""
 
 import functools
+from typing import Any
 from unittest import mock
 
 from absl.testing import parameterized
@@ -52,7 +53,7 @@ def _mesh(shape):
   return mesh, sharding_lib.Sharding(strategy="fully_sharded")
 
 
-def _run(shape, *, segments=True, remat="none"):
+def _run(shape, *, segments=True, remat: Any = "none"):
   """((loss, metrics), gradients) of one batch."""
   model = deepseek.DeepSeek(
     _config(), execution=config_lib.Execution(remat=remat)
@@ -149,7 +150,7 @@ class ContextTest(parameterized.TestCase):
         in_shardings=(sharding_lib.replicated(mesh), place),
       )
       text = grad.lower(params, x).compile().as_text()
-    sent = [c for c in collectives.read(text, mesh) if c.group > 1]
+    sent = [c for c in collectives.read(str(text), mesh) if c.group > 1]
     entries = 4 * _ROWS * _LENGTH * (c.kv_lora_rank + c.qk_rope_head_dim)
     self.assertEqual(
       [(s.op, s.buffer_bytes, s.times) for s in sent if s.op != "all-reduce"],

@@ -33,6 +33,10 @@ def _use(**shape):
   return sharding_lib.use(mesh, sharding_lib.Sharding())
 
 
+def _sent(lowered, mesh):
+  return collectives.read(str(lowered.compile().as_text()), mesh)
+
+
 class OrderTest(parameterized.TestCase):
   def test_literal(self):
     with _use(context=4):
@@ -63,7 +67,7 @@ class OrderTest(parameterized.TestCase):
     with _use(context=parts):
       mesh = jax.sharding.get_abstract_mesh()
       spread = jax.jit(lambda x: context.spread(x, parts)).lower(tokens)
-      self.assertEmpty(collectives.read(spread.compile().as_text(), mesh))
+      self.assertEmpty(_sent(spread, mesh))
 
       def through(x):
         y, pull = jax.vjp(lambda x: context.natural(x, parts), x)
@@ -71,7 +75,7 @@ class OrderTest(parameterized.TestCase):
 
       place = jax.sharding.PartitionSpec(None, "context")
       back = jax.jit(through, in_shardings=place).lower(states)
-      sent = collectives.read(back.compile().as_text(), mesh)
+      sent = _sent(back, mesh)
     chunk = b * length // (2 * parts) * d * 4
     # Two forward, two backward.
     self.assertEqual(
@@ -108,7 +112,7 @@ class WorkTest(parameterized.TestCase):
       visible = self._visible(rank, parts, length)
       rows = chunked_attention._rows(length // parts, visible)
       self.assertEqual(rows, 4)
-      counts.append(int(visible.reached(rows, 4).sum()))
+      counts.append(int(np.sum(visible.reached(rows, 4))))
     n = length // 4
     self.assertEqual(counts, [n * (n + 1) // 2 // parts] * parts)
 

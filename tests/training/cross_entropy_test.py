@@ -134,7 +134,7 @@ class DividedTest(parameterized.TestCase):
     program, *_, mesh = self._divided(
       chunk, data=1, node=2, context=2, tensor=2
     )
-    sent = collectives.read(program.as_text(), mesh)
+    sent = collectives.read(str(program.as_text()), mesh)
     sent = [c for c in sent if c.group > 1]
     # The kernel's rows, twice; what is summed is small or a gradient.
     own = 12 // 2 * 88 // 2 * 4
