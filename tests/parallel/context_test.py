@@ -112,7 +112,7 @@ class WorkTest(parameterized.TestCase):
       visible = self._visible(rank, parts, length)
       rows = chunked_attention._rows(length // parts, visible)
       self.assertEqual(rows, 4)
-      counts.append(int(np.sum(visible.reached(rows, 4))))
+      counts.append(int(np.asarray(visible.reached(rows, 4)).sum()))
     n = length // 4
     self.assertEqual(counts, [n * (n + 1) // 2 // parts] * parts)
 
