@@ -14,9 +14,9 @@ it show the same numbers. The kinds and their fields, losses in nats per token:
   load        step layers[] load[][] (tokens per expert, as a fraction of the
               layer's mean)
 
-`mfu`, `data_wait` and `dropped` are fractions of 1. JSON has no NaN: numbers that are not
-finite are written as null and read back as NaN. Floats keep 9 digits, which is
-exact for float32; loads keep 4.
+`mfu`, `data_wait` and `dropped` are fractions of 1. JSON has no NaN: numbers
+that are not finite are written as null and read back as NaN. Floats keep 9
+digits, which is exact for float32; loads keep 4.
 """
 
 from collections.abc import Iterable

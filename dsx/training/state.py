@@ -59,9 +59,7 @@ def abstract(
 ) -> TrainState:
   """Shapes and dtypes of the state, still boxed with logical axes."""
   # Nothing is computed, not even a key: the mesh may be of devices elsewhere.
-  return jax.eval_shape(
-    lambda: _create(model, optimizer, jax.random.key(0))
-  )
+  return jax.eval_shape(lambda: _create(model, optimizer, jax.random.key(0)))
 
 
 def shardings(boxed: TrainState, rules: sharding_lib.Sharding, mesh):
