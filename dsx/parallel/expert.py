@@ -174,6 +174,7 @@ def _on_device(x, index, weight, *kernels, way: ways.Way, gathered, parts: int):
     gate, up, down = kernels
     gather = functools.partial(lax.all_gather, axis_name=gathered, tiled=True)
     kernels = gather(gate, axis=1), gather(up, axis=1), gather(down, axis=2)
+  y: Any
   y, dropped = rounds.run(x, index, weight, kernels, way)
   if parts > 1:
     y = lax.all_gather(y, axes.TENSOR, tiled=True)

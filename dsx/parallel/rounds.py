@@ -11,6 +11,7 @@ Legend (parallel/axes.py): T tokens of a device, D model, K experts per token.
 
 import functools
 import math
+from typing import Any
 
 import jax
 from jax import lax
@@ -43,9 +44,11 @@ def run(x, index, weight, kernels, way: ways.Way):
     (y [T, D], dropped float32 []): copies that had no room, on all devices.
   """
   splits, total = turns(index, way)
+  y: Any
   y, arrived = _round(0, splits, x, index, weight, kernels, way)
   if way.rounds:
-    y = y + _further(splits, total, x, index, weight, kernels, way)
+    more: Any = _further(splits, total, x, index, weight, kernels, way)
+    y = y + more
   dropped = jnp.zeros((), jnp.float32)
   if way.counts_drops:
     missing = ((index >= 0).sum() - arrived).astype(jnp.float32)
