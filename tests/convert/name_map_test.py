@@ -88,7 +88,7 @@ class NameMapTest(parameterized.TestCase):
     self.assertEqual(set(names), _by_name(_V3).keys())
     up = by_path["params", "layers_60", "mlp", "experts", "up_proj"]
     self.assertEqual((up.shape, up.stacked), ((256, 7168, 2048), 1))
-    self.assertEqual(up.axes, ("experts", "embed", "expert_mlp"))
+    self.assertEqual(up.axes, ("experts", "expert_embed", "expert_mlp"))
     self.assertEqual(
       dict(up.pieces())[(7,)], "model.layers.60.mlp.experts.7.up_proj.weight"
     )

@@ -148,7 +148,7 @@ class PretrainTest(parameterized.TestCase):
       "--process_id=1",
       1,
       r"coordinator_address=None, num_processes=None, process_id=1: expected"
-      " all three or none; give the others too",
+      " all three or none; give the others too, or --detect_processes",
     ),
     (
       "misspelt_flag",
