@@ -1,13 +1,16 @@
 """The dtype policy: which numbers are kept in which precision.
 
 DeepSeek-V3 section 3.3.1: master weights, gradients, router, norms, softmax
-and losses stay in high precision whatever the matrices are computed in.
+and losses stay in high precision whatever the matrices are computed in. What is
+FP8 besides, and how, is a recipe of its own (`fp8_recipe.py`).
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from dsx.ops import fp8_recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,26 +22,28 @@ class Dtypes:
     compute: matrix multiplications and the residual stream.
     accum: accumulation of matrix products and of gradients.
     router: affinities, gate weights, router biases; float32 or wider.
+    fp8: which matrix products are FP8, and how; None for none of them.
   """
 
   param: str = "float32"
   compute: str = "float32"
   accum: str = "float32"
   router: str = "float32"
+  fp8: fp8_recipe.Recipe | None = None
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      name = getattr(self, field.name)
+    for field in ("param", "compute", "accum", "router"):
+      name = getattr(self, field)
       try:
         dtype = jnp.dtype(name)
       except TypeError as error:
         raise ValueError(
-          f"{field.name}={name!r}: expected a floating dtype such as "
+          f"{field}={name!r}: expected a floating dtype such as "
           "'float32' or 'bfloat16'"
         ) from error
       if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-          f"{field.name}={name!r}: expected a floating dtype such as "
+          f"{field}={name!r}: expected a floating dtype such as "
           "'float32' or 'bfloat16'"
         )
     for field in ("accum", "router"):

@@ -70,9 +70,10 @@ class Recipe:
     """What the linear layer of this name does in FP8; None for nothing."""
     if self.precision(name) == "compute":
       return None
-    of_attention = name.rsplit("/", 1)[-1] == "o_proj"
-    cache = self.cache_attention_output if of_attention else self.cache_inputs
-    return Linear(recipe=self, cache=cache)
+    if name.rsplit("/", 1)[-1] != "o_proj":
+      return Linear(self, self.cache_inputs, self.scale_format)
+    cache = self.cache_attention_output
+    return Linear(self, cache, "ue8m0", saved_as="attention_output")
 
   def precision(self, name: str) -> Precision:
     """`float8` or `compute`, for a layer's name."""
@@ -92,10 +93,16 @@ class Linear:
   Attributes:
     recipe: of the model.
     cache: how its input waits for the weights' gradient.
+    scale_format: of its input. Powers of two for attention's output, which
+      changes its tiles while it waits: so nothing is rounded twice (section
+      3.3.3 (1)).
+    saved_as: name of what waits, for `jax.checkpoint`'s policies.
   """
 
   recipe: Recipe
   cache: Literal["e5m6", "float8", "compute"]
+  scale_format: fp8.ScaleFormat
+  saved_as: str | None = None
 
 
 def _sensitive(name: str) -> str | None:
