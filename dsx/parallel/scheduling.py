@@ -5,7 +5,8 @@ micro-batch's computation. With `Execution.overlap` the program has such
 computation to offer; whether a compiler starts a collective early and finishes
 it late is its own choice, and by default a TPU's runs each all-to-all alone.
 
-`benchmarks/overlap.py` shows what the compiled programs do.
+`experiments.compile_topology` prints what a compiled program does
+(docs/parallelism.md has an example).
 """
 
 # Options of libtpu 0.0.42 and 0.0.50 and of XLA's GPU backend.
