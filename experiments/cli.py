@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 import re
+import shlex
 import sys
 import textwrap
 from typing import Any
@@ -68,6 +69,9 @@ DRY_RUN = flags.DEFINE_bool(
 PRINT_CONFIG = flags.DEFINE_bool(
   "print_config", False, "Print every binding in use, with defaults."
 )
+
+# Set by whoever started this process with flags that nobody types.
+RESUME_VARIABLE = "DSX_RESUME_COMMAND"
 
 _SHARED = ("gin_file", "gin_bindings", "workdir", "seed", "dry_run")
 _SHARED += ("print_config",)
@@ -139,6 +143,19 @@ def workdir() -> pathlib.Path:
     return pathlib.Path(WORKDIR.value).expanduser().absolute()
   name = pathlib.Path(GIN_FILE.value[0]).stem if GIN_FILE.value else "default"
   return pathlib.Path("runs", name).absolute()
+
+
+def resume_command(module: str, folder: pathlib.Path | str) -> str:
+  """What a person types to go on with this run.
+
+  Args:
+    module: the binary, `experiments.pretrain`.
+    folder: the run's workdir, said even where it was not given.
+  """
+  words = ["python", "-m", module, *sys.argv[1:]]
+  if not WORKDIR.value:
+    words.append(f"--workdir={folder}")
+  return os.environ.get(RESUME_VARIABLE) or shlex.join(words)
 
 
 def _rewritten(argv: Sequence[str]) -> list[str]:

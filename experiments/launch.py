@@ -70,6 +70,9 @@ def _run_here(workdir: str, arguments: tuple[str, ...]) -> int:
   job_lib.check_count("devices_per_node", 1 if devices is None else devices)
   job_lib.check_count("max_restarts", restarts, least=0)
   environment = {**os.environ, **options.environment()}
+  environment[cli.RESUME_VARIABLE] = cli.resume_command(
+    "experiments.launch", workdir
+  )
   if cli.DRY_RUN.value:
     each = "as they are" if devices is None else f"{devices} on the CPU"
     print(f"{processes} processes, devices of each: {each}\n")

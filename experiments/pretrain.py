@@ -8,8 +8,6 @@ and FLOPs of any run, the 671B one too.
 """
 
 import json
-import shlex
-import sys
 
 from absl import flags
 
@@ -87,10 +85,7 @@ def train() -> None:
   versions = json.dumps(cli.provenance(), indent=1)
   texts = {cli.CONFIG_FILE: cli.operative_config(), "versions.json": versions}
   workdir_lib.describe(workdir, **texts)
-  arguments = shlex.join(sys.argv[1:])
-  command = f"python -m experiments.pretrain {arguments}"
-  if not cli.WORKDIR.value:
-    command += f" --workdir={shlex.quote(str(workdir))}"
+  command = cli.resume_command("experiments.pretrain", workdir)
   loop.train(run, workdir, resume_command=command)
 
 

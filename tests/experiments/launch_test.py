@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import shlex
 import subprocess
 import sys
 from unittest import mock
@@ -293,6 +294,10 @@ class LocalTest(parameterized.TestCase):
     self.assertEqual(command[3:], [_RUN, "--workdir=/tmp/x"])
     environment = given.pop("environment")
     self.assertEqual(environment["DSX_DATA_DIR"], "/data")
+    self.assertEqual(
+      environment[cli.RESUME_VARIABLE],
+      shlex.join(["python", "-m", "experiments.launch", *words[1:]]),
+    )
     self.assertEqual(
       given,
       {
