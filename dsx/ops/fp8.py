@@ -17,6 +17,7 @@ from typing import Any
 from typing import Literal
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,7 @@ LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
 # division by it is a denormal, which XLA takes for zero and numpy does not.
 _SMALLEST_SCALE = 2.0**-100
 _SMALLEST_NORMAL = 2.0**-126
+_MANTISSA_BITS = 23  # of float32
 
 
 @jax.tree_util.register_dataclass
@@ -135,11 +137,42 @@ def quantise(
   limit = np.float32(LARGEST[format])
   values = numpy.clip(divide(tiles, scales), -limit, limit)
   values = numpy.where(finite, values, np.float32(np.nan))
-  values = values.astype(FORMATS[format])
+  values = _rounded(values, format)
   values = values.reshape(*leading, n_rows * r, n_columns * c)
   if any(missing):
     values = values[..., : shape[-2], : shape[-1]]
   return Quantised(values, scales[..., :, 0, :, 0], tile)
+
+
+def _rounded(x, format: str):
+  """float32 within the format's range, or NaN, in the format.
+
+  XLA's own conversion for CPUs takes twice the time of all the rest of
+  `quantise`; the same bits come from integers.
+  """
+  if isinstance(x, np.ndarray):
+    return x.astype(FORMATS[format])
+  info = jnp.finfo(FORMATS[format])
+  cut = np.int32(_MANTISSA_BITS - info.nmant)
+  bits = lax.bitcast_convert_type(x, jnp.int32)
+  magnitude = bits & np.int32(0x7FFFFFFF)
+  # To nearest, ties to even; what carries out of the mantissa belongs in the
+  # exponent. Then the exponent gets the format's own bias.
+  half = np.int32((1 << int(cut) - 1) - 1) + (magnitude >> cut & np.int32(1))
+  bias = np.int32(126 + info.minexp << int(info.nmant))
+  normal = (magnitude + half >> cut) - bias
+  # A denormal is a multiple of the smallest one: where that is the last bit of
+  # float32's mantissa, addition rounds to it.
+  shift = np.float32(float(info.smallest_subnormal) * 2**_MANTISSA_BITS)
+  denormal = lax.bitcast_convert_type(jnp.abs(x) + shift, jnp.int32)
+  denormal = denormal - shift.view(np.int32)
+  small = jnp.abs(x) < np.float32(info.smallest_normal)
+  nan = np.array(np.nan, FORMATS[format]).view(np.uint8).astype(np.int32)
+  magnitude = jnp.where(small, denormal, normal)
+  magnitude = jnp.where(jnp.isnan(x), nan, magnitude)
+  sign = bits >> np.int32(24) & np.int32(0x80)
+  values = (magnitude | sign).astype(jnp.uint8)
+  return lax.bitcast_convert_type(values, FORMATS[format])
 
 
 def _check(x, format: str, scale_format: str) -> None:
@@ -184,7 +217,7 @@ def divide(x, divisor):
   # XLA multiplies by the reciprocal of what it sees is broadcast, which rounds
   # twice; so it must not see that.
   divisor = jnp.broadcast_to(divisor, x.shape)
-  return x / jax.lax.optimization_barrier(divisor)
+  return x / lax.optimization_barrier(divisor)
 
 
 def numpy_of(x):

@@ -15,9 +15,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dsx.ops import block_scaled
+from dsx.ops import fp8
 
-TILE = 128
+TILE = fp8.TILE
 _MANTISSA_BITS = 23
 
 
@@ -37,35 +37,37 @@ class TileScaled:
 
   def dequantise(self, dtype):
     """values * scales [..., D], exact in float32, rounded once to `dtype`."""
-    bits = self.scales.astype(jnp.int32) << _MANTISSA_BITS
-    scales = lax.bitcast_convert_type(bits, jnp.float32)
-    scales = jnp.repeat(scales, TILE, axis=-1)[..., : self.values.shape[-1]]
+    scales = jnp.repeat(powers(self.scales), TILE, axis=-1)
+    scales = scales[..., : self.values.shape[-1]]
     return (self.values.astype(jnp.float32) * scales).astype(dtype)
 
 
 def quantise(x) -> TileScaled:
   """Rounds rows to FP8.
 
-  The scale of a tile is the power of two at or above its largest magnitude /
-  448, so that nothing overflows; a tile of zeros has scale 1.
+  The scale of a tile is the power of two at or above its largest finite
+  magnitude / 448, so that nothing overflows; a tile of zeros has scale 1. What
+  is not finite becomes NaN.
 
   Args:
-    x: finite floats [..., D].
+    x: floats [..., D].
 
   Returns:
     Values and exponents. A row's last tile is shorter where 128 does not
     divide D.
   """
-  width = x.shape[-1]
-  n_tiles = -(-width // TILE)
-  pad = [(0, 0)] * (x.ndim - 1) + [(0, n_tiles * TILE - width)]
-  tiles = jnp.pad(x.astype(jnp.float32), pad)
-  tiles = tiles.reshape(*x.shape[:-1], n_tiles, TILE)
-  largest = jnp.abs(tiles).max(axis=-1)
-  scales = block_scaled.scales_of(largest, "ue8m0")
-  values = block_scaled.divide(tiles, scales[..., None])
-  values = jnp.clip(values, -block_scaled.LARGEST, block_scaled.LARGEST)
-  values = values.astype(jnp.float8_e4m3fn)
-  values = values.reshape(*x.shape[:-1], n_tiles * TILE)[..., :width]
+  rows = jnp.asarray(x)[..., None, :]
+  tiles = fp8.quantise(rows, fp8.ROW_TILE, scale_format="ue8m0")
+  return TileScaled(tiles.values[..., 0, :], exponents(tiles.scales[..., 0, :]))
+
+
+def exponents(scales):
+  """Powers of two, positive normal float32, as biased exponents, uint8."""
   bits = lax.bitcast_convert_type(scales, jnp.int32)
-  return TileScaled(values, (bits >> _MANTISSA_BITS).astype(jnp.uint8))
+  return (bits >> _MANTISSA_BITS).astype(jnp.uint8)
+
+
+def powers(exponents):
+  """The powers of two, float32, that these uint8 stand for."""
+  bits = exponents.astype(jnp.int32) << _MANTISSA_BITS
+  return lax.bitcast_convert_type(bits, jnp.float32)
