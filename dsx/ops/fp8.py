@@ -64,7 +64,8 @@ class Quantised:
   def transposed(self) -> "Quantised":
     """The same numbers with the last two axes exchanged."""
     values, scales = (a.swapaxes(-1, -2) for a in (self.values, self.scales))
-    return Quantised(values, scales, self.tile[::-1])
+    rows, columns = self.tile
+    return Quantised(values, scales, (columns, rows))
 
   def dequantise(self, dtype):
     """values * scales [..., R, C], in float32 and rounded once to `dtype`."""
@@ -122,26 +123,26 @@ def quantise(
   """
   _check(x, format, scale_format)
   numpy = numpy_of(x)
-  shape, (r, c) = x.shape, tile
-  *leading, n_rows, n_columns = scales_shape(shape, tile)
-  tiles = x.astype(jnp.float32)
-  missing = (n_rows * r - shape[-2], n_columns * c - shape[-1])
+  x = x.astype(jnp.float32)
+  finite = numpy.isfinite(x)
+  magnitude = numpy.where(finite, numpy.abs(x), np.float32(0))
+  scales = scales_of(_largest(magnitude, tile), scale_format, format)
+  limit = np.float32(LARGEST[format])
+  values = divide(x, expand(scales, tile, x.shape))
+  values = numpy.clip(values, -limit, limit)
+  values = numpy.where(finite, values, np.float32(np.nan))
+  return Quantised(_rounded(values, format), scales, tile)
+
+
+def _largest(x, tile: tuple[int, int]):
+  """The largest number in each tile of [..., R, C], none of them negative."""
+  (r, c), (rows, columns) = tile, x.shape[-2:]
+  *leading, n_rows, n_columns = scales_shape(x.shape, tile)
+  missing = (n_rows * r - rows, n_columns * c - columns)
   if any(missing):
     pad = [(0, 0)] * len(leading) + [(0, n) for n in missing]
-    tiles = numpy.pad(tiles, pad)
-  tiles = tiles.reshape(*leading, n_rows, r, n_columns, c)
-  finite = numpy.isfinite(tiles)
-  largest = numpy.where(finite, numpy.abs(tiles), np.float32(0))
-  largest = largest.max(axis=(-3, -1), keepdims=True)
-  scales = scales_of(largest, scale_format, format)
-  limit = np.float32(LARGEST[format])
-  values = numpy.clip(divide(tiles, scales), -limit, limit)
-  values = numpy.where(finite, values, np.float32(np.nan))
-  values = _rounded(values, format)
-  values = values.reshape(*leading, n_rows * r, n_columns * c)
-  if any(missing):
-    values = values[..., : shape[-2], : shape[-1]]
-  return Quantised(values, scales[..., :, 0, :, 0], tile)
+    x = numpy_of(x).pad(x, pad)
+  return x.reshape(*leading, n_rows, r, n_columns, c).max((-3, -1))
 
 
 def _rounded(x, format: str):
