@@ -1,0 +1,1 @@
+"""Reinforcement learning: rewards, rollouts, GRPO and the stages of R1."""
