@@ -8,9 +8,9 @@
   DAPO (Yu 2025)         token           token          0.2, 0.28   none
   GSPO (Zheng 2025)      geometric_mean  sequence       3e-4, 4e-4  none
 
-Dr. GRPO does not divide advantages by their group's deviation. The reports print
-the ratio of whole answers; DeepSeekMath, whose method they name, that of tokens.
-R1's numbers are those of the report's second version.
+Dr. GRPO does not divide advantages by their group's deviation. The reports
+print the ratio of whole answers; DeepSeekMath, whose method they name, that of
+tokens. R1's numbers are those of the report's second version.
 """
 
 import dataclasses
