@@ -24,12 +24,14 @@ class History:
     validation: records of kind `validation`.
     load: the last record of kind `load`, or None.
     bigram: bits per byte of a bigram model on the same data, or None.
+    fp8: records of kind `fp8`; empty for a run without FP8.
   """
 
   train: list[metrics.Record]
   validation: list[metrics.Record]
   load: metrics.Record | None = None
   bigram: float | None = None
+  fp8: Sequence[metrics.Record] = ()
 
   @property
   def bits_per_nat(self) -> float:
@@ -57,6 +59,7 @@ def read(
     validation=series.get("validation", []),
     load=series["load"][-1] if "load" in series else None,
     bigram=bigram,
+    fp8=series.get("fp8", []),
   )
 
 

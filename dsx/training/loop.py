@@ -15,6 +15,7 @@ import jax
 
 from dsx.parallel import distributed
 from dsx.parallel import sharding as sharding_lib
+from dsx.training import fp8_health
 from dsx.training import history
 from dsx.training import metrics as metrics_lib
 from dsx.training import observer
@@ -80,6 +81,7 @@ def _steps(
   run, step = trainer.run, first
   take = step_lib.compiled(trainer.model, trainer.optimizer, trainer.placement)
   evaluator = trainer.evaluator(run.evaluation_records)
+  health = trainer.fp8_health()
   batches = trainer.batches(first)
   if first < trainer.total_steps:
     show.doing("compiling")
@@ -95,6 +97,12 @@ def _steps(
       if trainer.ema is not None:
         trainer.ema.update(state.params, step)
       show.took(position, phase, metrics, batches.wait_seconds)
+      if health.due(step):
+        show.flush()
+        distributed.arrived(f"FP8's statistics after step {step:,}")
+        with show.pause():
+          seen = health.measure(step, state, batch, scalars)
+        show.note(seen, fp8_health.warning(seen))
       stopping = preemption.requested(step)
       last = stopping or step == trainer.total_steps
       if run.evaluate_every and step % run.evaluate_every == 0 and not last:

@@ -63,12 +63,13 @@ def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
     variables, tokens[:, :-1], None, segments, method="features"
   )
   kernel = variables["params"]["lm_head"]["kernel"]
-  kernel = kernel.astype(model.dtypes.compute)
+  kernel = deepseek.head_kernel(kernel, model.dtypes)
   hiddens = (aux["hidden"], *(aux["mtp_hidden"] if mtp else ()))
   nats, masks = [], []
   for depth, hidden in enumerate(hiddens):
     mask = _whole(target_mask(batch, depth))
     targets = _whole(shifted(tokens, depth))
+    hidden = deepseek.head_input(hidden, model.dtypes)
     own = cross_entropy.cross_entropy(hidden, kernel, targets)
     nats.append(jnp.where(mask, own, 0.0))
     masks.append(mask)
@@ -80,7 +81,9 @@ def _whole(x):
   return nn.with_logical_constraint(x, (axes.BATCH, None))
 
 
-def total(model, params, router_bias, batch, denominators, weights):
+def total(
+  model, params, router_bias, batch, denominators, weights, collections=None
+):
   """The training loss of one micro-batch, as its share of the global one.
 
   Args:
@@ -92,6 +95,7 @@ def total(model, params, router_bias, batch, denominators, weights):
       and `sequences`, its sequences; so that the micro-batches' losses and
       gradients simply add up.
     weights: `mtp_weight` (lambda) and `balance_weight` (alpha).
+    collections: further variables of the model, by collection.
 
   Returns:
     (loss, metrics): metrics are sums that also just add up over
@@ -99,6 +103,7 @@ def total(model, params, router_bias, batch, denominators, weights):
     `dropped`.
   """
   variables = {"params": params, "router_bias": router_bias}
+  variables |= collections or {}
   nats, _, aux = token_losses(model, variables, batch)
   # NOTE(paper): eq. 24 divides each MTP loss by T, not by its T - k targets.
   main, *mtp = [n.sum() / denominators["targets"] for n in nats]

@@ -13,10 +13,15 @@ it show the same numbers. The kinds and their fields, losses in nats per token:
   validation  step tokens loss mtp_loss[] bits_per_byte
   load        step layers[] load[][] (tokens per expert, as a fraction of the
               layer's mean)
+  fp8         step layers[] and per layer, for each tensor T of `activation`,
+              `weight` and `gradient` (of the layer's output): T_underflow[],
+              T_saturated[] (shares of the values that are not zero),
+              T_not_finite[], T_scale_min[], T_scale_median[], T_scale_max[]
+              (floor(log2(scale)) over tiles); only of a run with FP8
 
 `mfu`, `data_wait` and `dropped` are fractions of 1. JSON has no NaN: numbers
 that are not finite are written as null and read back as NaN. Floats keep 9
-digits, which is exact for float32; loads keep 4.
+digits, which is exact for float32; loads and what FP8 does keep 4.
 """
 
 from collections.abc import Iterable
@@ -39,7 +44,7 @@ from tensorboardX.proto import summary_pb2
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 
-_DIGITS = {"load": 4}  # significant digits, by field
+_DIGITS = {"load": 4, "fp8": 4}  # significant digits, by kind of record
 _FLOAT32_DIGITS = 9
 _FLUSH_SECONDS = 10.0  # how stale TensorBoard may be
 
@@ -89,10 +94,8 @@ def _encode(record: Mapping[str, Any]) -> Record:
       f"step={step!r}: expected the number of finished steps as an int; "
       f"add it to the {kind!r} record"
     )
-  return {
-    field: _plain(value, _DIGITS.get(field, _FLOAT32_DIGITS))
-    for field, value in record.items()
-  }
+  digits = _DIGITS.get(kind, _FLOAT32_DIGITS)
+  return {field: _plain(value, digits) for field, value in record.items()}
 
 
 def _decode(value: Any) -> Any:

@@ -236,6 +236,12 @@ class Observer:
     self._write(record)
     self._progress.update(record)
 
+  def note(self, record, words: str | None = None) -> None:
+    """Writes a record of another kind, and says a line about it if given."""
+    self._write(record)
+    if words:
+      self.say(words)
+
   def _write(self, record) -> None:
     if self._writer is not None:
       self._writer.write(record)

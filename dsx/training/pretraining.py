@@ -37,6 +37,9 @@ class Pretraining:
       devices; None takes the schedule's first batch whole.
     seed: of the initial weights and of sampling.
     log_every: steps between metrics lines.
+    fp8_health_every: steps between measurements of what FP8 loses in each
+      layer (`fp8_health.py`), each about as long as a micro-batch; 0 for none.
+      It means nothing where `dtypes.fp8` is None.
     evaluate_every: steps between validations; 0 validates at the end alone.
     evaluation_records: validation sequences scored each time.
     final_evaluation_records: validation sequences scored at the end.
@@ -62,6 +65,7 @@ class Pretraining:
   micro_batch_size: int | None = None
   seed: int = 0
   log_every: int = 10
+  fp8_health_every: int = 100
   evaluate_every: int = 100
   evaluation_records: int = 256
   final_evaluation_records: int = 1024
@@ -94,6 +98,11 @@ class Pretraining:
         raise ValueError(
           f"{field}={getattr(self, field)!r}: expected at least 1; raise it"
         )
+    if self.fp8_health_every < 0:
+      raise ValueError(
+        f"fp8_health_every={self.fp8_health_every!r}: expected at least 0, "
+        "which never measures; raise it"
+      )
     sizes = (
       self.schedule.batch_size_start,
       self.schedule.batch_size,

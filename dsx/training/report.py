@@ -14,6 +14,7 @@ from matplotlib import figure
 import numpy as np
 
 from dsx.training import canvas
+from dsx.training import fp8_panels
 from dsx.training import history
 from dsx.training import panels
 from dsx.training import progress
@@ -28,6 +29,8 @@ _PANELS = {  # by the name of the file: the panel, and its size in inches
   "gradient_norm": (panels.gradient_norm, (7.5, 3.8)),
   "throughput": (panels.throughput, (7.5, 4.5)),
 }
+# Of a run that has records of FP8.
+_FP8_PANELS = {"fp8": (fp8_panels.fp8, (11.0, 7.0))}
 _OVERVIEW = (
   ("loss", "gradient_norm", "schedule"),
   ("expert_load", "max_violation", "throughput"),
@@ -90,7 +93,8 @@ def write(
   folder.mkdir(exist_ok=True)
   with matplotlib.rc_context(canvas.STYLE):
     paths = [_save(_overview(run, title), folder / "overview.png")]
-    for name, (draw, size) in _PANELS.items():
+    shown = _PANELS | (_FP8_PANELS if run.fp8 else {})
+    for name, (draw, size) in shown.items():
       drawing = figure.Figure(figsize=size, layout="constrained")
       draw(drawing, run)
       paths.append(_save(drawing, folder / f"{name}.png"))

@@ -20,6 +20,7 @@ from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import ema as ema_lib
+from dsx.training import fp8_health
 from dsx.training import host_memory
 from dsx.training import observer
 from dsx.training import pretraining
@@ -180,6 +181,15 @@ class Trainer:
       self.mesh,
       batch_size=self.run.micro_batch,
       records=records,
+    )
+
+  def fp8_health(self) -> fp8_health.Health:
+    """What measures the run's FP8 layers."""
+    return fp8_health.Health(
+      self.model,
+      self.mesh,
+      every=self.run.fp8_health_every,
+      total_steps=self.total_steps,
     )
 
   def sample(self, state) -> str:

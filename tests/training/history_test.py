@@ -43,6 +43,11 @@ class HistoryTest(absltest.TestCase):
     )
     self.assertEqual(run.load["step"], 10)
 
+  def test_every_record_of_fp8_is_kept_in_order(self):
+    run = self._read({"kind": "fp8", "step": 10}, {"kind": "fp8", "step": 5})
+    np.testing.assert_array_equal(history.steps(run.fp8), [5, 10])
+    self.assertEqual(self._read({"kind": "load", "step": 1}).fp8, [])
+
   def test_what_is_absent_or_infinite_is_nan(self):
     records = [{"mfu": 0.5}, {}, {"mfu": math.inf}, {"mfu": "?"}]
     np.testing.assert_array_equal(

@@ -190,6 +190,26 @@ class MetricsTest(parameterized.TestCase):
     self.assertEqual(values["load/load/mtp_0"].histo.max, 1.5)
     self.assertEqual(values["load/load/1"].histo.min, 1.0)
 
+  def test_fp8_is_a_curve_of_each_layer_in_tensorboard(self):
+    shares = [0.123456, math.nan]
+    names = ["3/self_attn/o_proj", "mtp_0/eh_proj"]
+    record = {"kind": "fp8", "step": 7, "layers": names}
+    self._write([record | {"gradient_underflow": shares}])
+    read = metrics.read(self.workdir)[0]
+    self.assertEqual(read["layers"], names)
+    self.assertEqual(read["gradient_underflow"][0], 0.1235)
+    (path,) = (self.workdir / metrics.TENSORBOARD_NAME).iterdir()
+    values = {
+      value.tag: value.simple_value
+      for event in _events(path)
+      for value in event.summary.value
+    }
+    self.assertEqual(
+      list(values), [f"fp8/gradient_underflow/{name}" for name in names]
+    )
+    first = values[f"fp8/gradient_underflow/{names[0]}"]
+    self.assertEqual(first, np.float32(0.1235))
+
   def test_tensorboard_hides_steps_that_are_done_again(self):
     self._write([_train(step) for step in range(1, 6)])
     self._write([_train(4)], resume_step=3)

@@ -186,6 +186,14 @@ class ObserverTest(parameterized.TestCase):
       ],
     )
 
+  def test_a_note_is_a_record_and_a_line(self):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), self._observer() as show:
+      show.note({"kind": "fp8", "step": 7}, "warning: look")
+      show.note({"kind": "fp8", "step": 8})
+    self.assertEqual([r["step"] for r in self._records("fp8")], [7, 8])
+    self.assertEqual(printed.getvalue(), "warning: look\n")
+
 
 if __name__ == "__main__":
   absltest.main()

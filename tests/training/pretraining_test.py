@@ -61,6 +61,12 @@ class PretrainingTest(parameterized.TestCase):
       "log_every=0: expected at least 1; raise it",
     ),
     (
+      "fp8_health_every",
+      {"fp8_health_every": -1},
+      "fp8_health_every=-1: expected at least 0, which never measures; raise"
+      " it",
+    ),
+    (
       "max_skipped",
       {"max_skipped_in_a_row": 0},
       "max_skipped_in_a_row=0: expected at least 1; raise it",
@@ -117,7 +123,7 @@ class PretrainingTest(parameterized.TestCase):
     for name, run in changed.items():
       self.assertNotEqual(run.identity(), base, name)
     same = {
-      "log": _run(log_every=1),
+      "log": _run(log_every=1, fp8_health_every=3),
       "place": _run(data=pipeline.Data(sequence_length=8, cache_dir="/x")),
       "mesh": _run(mesh=mesh_lib.MeshShape(data=1, local=8)),
     }

@@ -21,6 +21,15 @@ _FILES = (
   "gradient_norm.png",
   "throughput.png",
 )
+_TENSORS = ("activation", "weight", "gradient")
+_STATISTICS = (
+  "underflow",
+  "saturated",
+  "not_finite",
+  "scale_min",
+  "scale_median",
+  "scale_max",
+)
 
 
 def _record(workdir, steps):
@@ -75,6 +84,19 @@ class ReportTest(parameterized.TestCase):
       pixels = image.imread(path)[..., :3]
       self.assertGreater(min(pixels.shape[:2]), 500)
       self.assertGreater(np.mean(pixels < 0.5), 0.001, path.name)
+
+  def test_fp8_has_a_picture_where_it_was_measured(self):
+    fields = ["layers", *(f"{t}_{f}" for t in _TENSORS for f in _STATISTICS)]
+    numbers = {name: [0.01, 0.5] for name in fields}
+    record = {"kind": "fp8", "step": 1, **numbers, "layers": ["0/a", "1/a"]}
+    with metrics.Writer(self.workdir) as writer:
+      writer.write({"kind": "train", "step": 1, "loss": 5.0})
+      writer.write(record)
+    paths = report.write(self.workdir)
+    names = tuple(path.name for path in paths)
+    self.assertEqual(names, (*_FILES, "fp8.png"))
+    pixels = image.imread(paths[-1])[..., :3]
+    self.assertGreater(np.mean(pixels < 0.5), 0.001)
 
   def test_a_resumed_run_has_the_pictures_of_an_uninterrupted_one(self):
     with metrics.Writer(self.workdir) as writer:
