@@ -11,6 +11,8 @@ Legend (parallel/axes.py): B batch, L length, D model, V vocabulary; N layers
 of the cache (MTP modules last), W width of its entries.
 """
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,12 @@ from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.models import deepseek
 from dsx.models import layers as layers_lib
+from dsx.models import layout
 from dsx.models import mla
 from dsx.models import mtp
 from dsx.models import transformer
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_recipe
 from dsx.ops import rope
 
 
@@ -44,14 +48,23 @@ class Decoder(nn.Module):
   def setup(self):
     """Declares the parts under the names of the layout `layers`."""
     c, parts = self.config, (self.dtypes, self.execution)
+    dense = c.first_k_dense_replace
     self.embed_tokens = deepseek.Embedding(c, self.dtypes)
     self.layers = [
-      transformer.Block(c, number < c.first_k_dense_replace, *parts)
+      transformer.Block(
+        c, number < dense, self._dtypes_of(number), self.execution
+      )
       for number in range(c.num_hidden_layers)
     ]
     self.norm = layers_lib.RMSNorm(c.rms_norm_eps, self.dtypes)
     self.lm_head = deepseek.Head(c, self.dtypes)
     self.mtp = [mtp.MTP(c, *parts) for _ in range(self.n_mtp)]
+
+  def _dtypes_of(self, number: int) -> dtypes_lib.Dtypes:
+    """Of a layer: rules of a recipe speak of the layout `stacked`."""
+    stack = layout.stack_of(self.config, number)
+    recipe = fp8_recipe.in_stack(self.dtypes.fp8, stack)
+    return dataclasses.replace(self.dtypes, fp8=recipe)
 
   def _rotation(self, positions):
     c = self.config

@@ -25,6 +25,8 @@ from dsx.ops import rope
 from dsx.parallel import axes
 from dsx.parallel import context
 
+_HEAD = "lm_head"
+
 
 class Embedding(nn.Module):
   """Rows of a [V, D] table."""
@@ -45,6 +47,7 @@ class Embedding(nn.Module):
       jnp.dtype(self.dtypes.param),
     )
     rows = table.astype(self.dtypes.compute)[tokens]
+    rows = layers.rounded(rows, layers.name(self), self.dtypes)
     # Each device looks up its own columns of its neighbours' tokens, and then
     # rows change places: a micro-batch has fewer tokens than the table, which
     # would travel whole, as would its gradient.
@@ -74,15 +77,24 @@ class Head(nn.Module):
 
   def __call__(self, hidden):
     """Logits float32 [B, L, V] of hidden [B, L, D]."""
-    compute = self.dtypes.compute
     logits = lax.dot_general(
-      hidden.astype(compute),
-      self.kernel.astype(compute),
+      head_input(hidden, self.dtypes),
+      head_kernel(self.kernel, self.dtypes),
       (((hidden.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
     names = (axes.BATCH, axes.LENGTH, axes.ACT_VOCAB)
     return nn.with_logical_constraint(logits, names)
+
+
+def head_input(hidden, dtypes: dtypes_lib.Dtypes):
+  """Hidden states as the output head multiplies them."""
+  return layers.rounded(hidden.astype(dtypes.compute), _HEAD, dtypes)
+
+
+def head_kernel(kernel, dtypes: dtypes_lib.Dtypes):
+  """The output head's kernel [D, V], likewise."""
+  return layers.rounded_weight(kernel, _HEAD, dtypes).astype(dtypes.compute)
 
 
 class DeepSeek(nn.Module):

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_linear
+from dsx.ops import fp8_probe
+from dsx.ops import fp8_recipe
+from dsx.ops import fp8_swiglu
 from dsx.ops import linear
 from dsx.parallel import axes
 
@@ -41,11 +45,12 @@ class RMSNorm(nn.Module):
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     normed = wide * lax.rsqrt(variance + self.eps)
     scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
-    return (normed * scale).astype(self.dtypes.compute)
+    normed = (normed * scale).astype(self.dtypes.compute)
+    return rounded(normed, name(self), self.dtypes)
 
 
 class Dense(nn.Module):
-  """y = x W without a bias.
+  """y = x W without a bias, in FP8 where the recipe says so.
 
   Attributes:
     features: width of y.
@@ -58,9 +63,20 @@ class Dense(nn.Module):
   stddev: float
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
 
+  @property
+  def fp8(self) -> fp8_recipe.Linear | None:
+    """What is FP8 of this layer."""
+    recipe = self.dtypes.fp8
+    return None if recipe is None else recipe.linear(name(self))
+
   @nn.compact
-  def __call__(self, x):
-    """Multiplies x [..., input] in the compute dtype."""
+  def __call__(self, x, up=None):
+    """Multiplies in the compute dtype, or in FP8.
+
+    Args:
+      x: [..., input].
+      up: likewise; then the input is silu(x) * up. Of both only FP8 is kept.
+    """
     kernel = self.param(
       "kernel",
       nn.with_logical_partitioning(
@@ -70,7 +86,14 @@ class Dense(nn.Module):
       jnp.dtype(self.dtypes.param),
     )
     compute = self.dtypes.compute
-    return linear.matmul(x.astype(compute), dequantised(kernel, compute))
+    x, fp8 = x.astype(compute), self.fp8
+    if fp8 is None:
+      return linear.matmul(x, dequantised(kernel, compute))
+    # Master weights are rounded once, to FP8.
+    probe = self.get_variable(fp8_probe.COLLECTION, fp8_probe.NAME)
+    if up is None:
+      return fp8_linear.matmul(x, kernel, fp8, probe)
+    return fp8_swiglu.matmul(x, up.astype(compute), kernel, fp8, probe)
 
 
 class SwiGLU(nn.Module):
@@ -94,10 +117,41 @@ class SwiGLU(nn.Module):
 
     gate = dense(self.features, (axes.EMBED, axes.MLP), "gate_proj")(x)
     up = dense(self.features, (axes.EMBED, axes.MLP), "up_proj")(x)
-    hidden = swiglu(gate, up)
+    down = dense(x.shape[-1], (axes.MLP, axes.EMBED), "down_proj")
     names = (axes.BATCH, axes.LENGTH, axes.ACT_MLP)
-    hidden = nn.with_logical_constraint(hidden, names)
-    return dense(x.shape[-1], (axes.MLP, axes.EMBED), "down_proj")(hidden)
+    fp8 = down.fp8
+    if fp8 is not None and fp8.recipe.cache_swiglu_inputs == "float8":
+      gate, up = (nn.with_logical_constraint(x, names) for x in (gate, up))
+      return down(gate, up)
+    hidden = swiglu(gate, up)
+    return down(nn.with_logical_constraint(hidden, names))
+
+
+def name(module: nn.Module, *more: str) -> str:
+  """What a recipe calls a module, or what is in it."""
+  return "/".join((*module.path, *more))
+
+
+def rounded(x, named: str, dtypes: dtypes_lib.Dtypes):
+  """`x` [..., C], rounded to FP8 where a recipe dares to (`allow_sensitive`).
+
+  Args:
+    x: what a part of the model makes or takes.
+    named: the part, as recipes call it.
+    dtypes: of the model.
+  """
+  recipe = dtypes.fp8
+  if recipe is None or recipe.precision(named) == "compute":
+    return x
+  return fp8_linear.rounded(x, recipe)
+
+
+def rounded_weight(w, named: str, dtypes: dtypes_lib.Dtypes):
+  """A matrix [D, F], likewise."""
+  recipe = dtypes.fp8
+  if recipe is None or recipe.precision(named) == "compute":
+    return w
+  return fp8_linear.rounded_weight(w, recipe)
 
 
 def dequantised(kernel, dtype):

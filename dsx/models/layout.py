@@ -31,6 +31,11 @@ def _ranges(config: config_lib.DeepSeekConfig):
   return (("dense_layers", range(dense)), ("moe_layers", range(dense, n)))
 
 
+def stack_of(config: config_lib.DeepSeekConfig, number: int) -> str:
+  """The stack that holds layer `number` in training."""
+  return _STACKS[number >= config.first_k_dense_replace]
+
+
 def to_layers(config: config_lib.DeepSeekConfig, variables) -> dict:
   """Variables in the layout of decoding; no copy if they are already."""
   if not is_stacked(variables):

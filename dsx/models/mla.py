@@ -20,6 +20,7 @@ from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.ops import attention
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_linear
 from dsx.ops import latent_attention
 from dsx.ops import linear
 from dsx.ops import rope
@@ -98,17 +99,20 @@ class MLA(nn.Module):
     if context.size() > 1 and not self.is_initializing():
       out = self._attend_divided(query, entries, segment_ids)
     else:
-      key, value = self._expand(latent, position)
       out = attention.attention(
-        query,
-        key,
-        value,
+        *self._rounded(query, *self._expand(latent, position)),
         scale=self._scale,
         segment_ids=segment_ids,
         impl=self.execution.attention,
       )  # [B, L, H, U]
-    out = checkpoint_name(out, "attention_output")
+    if self.o_proj.fp8 is None:  # else what is kept is FP8 or E5M6
+      out = checkpoint_name(out, "attention_output")
     return self.o_proj(out.reshape(*out.shape[:2], -1)), entries
+
+  def _rounded(self, *arrays):
+    """Queries, keys and values in FP8, where a recipe dares to."""
+    core = layers.name(self, "attention_core")
+    return tuple(layers.rounded(x, core, self.dtypes) for x in arrays)
 
   def _attend_divided(self, query, entries, segment_ids):
     """Attends from queries [B, L, H, K] to entries [B, L, W], both zigzag."""
@@ -116,15 +120,21 @@ class MLA(nn.Module):
 
     def core(query, entries, kernel, **places):
       latent, position = jnp.split(entries, [self.config.kv_lora_rank], axis=-1)
-      expanded = self._by_head(linear.matmul(latent, kernel))
+      if fp8 is None:
+        expanded = linear.matmul(latent, kernel)
+      else:
+        expanded = fp8_linear.matmul(latent, kernel, fp8)
+      key, value = self._keys_and_values(
+        self._by_head(expanded), position[:, :, None, :]
+      )
       return attention.attention(
-        query,
-        *self._keys_and_values(expanded, position[:, :, None, :]),
+        *self._rounded(query, key, value),
         scale=self._scale,
         impl=self.execution.attention,
         **places,
       )
 
+    fp8 = self.kv_b_proj.fp8
     kernel = self.kv_b_proj.variables["params"]["kernel"]
     kernel = layers.dequantised(kernel, compute)
     return context.attend(core, query, entries, kernel, names, segment_ids)

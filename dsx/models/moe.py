@@ -15,6 +15,8 @@ from dsx.models import config as config_lib
 from dsx.models import layers
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_probe
+from dsx.ops import fp8_recipe
 from dsx.ops import routing
 from dsx.parallel import axes
 from dsx.parallel import expert
@@ -44,6 +46,9 @@ class Router(nn.Module):
       (x.shape[-1], c.n_routed_experts),
       jnp.dtype(self.dtypes.param),
     )
+    name = layers.name(self)
+    x = layers.rounded(x, name, self.dtypes)
+    kernel = layers.rounded_weight(kernel, name, self.dtypes)
     logits = lax.dot_general(
       x.astype(self.dtypes.router),
       kernel.astype(self.dtypes.router),
@@ -118,7 +123,21 @@ class Experts(nn.Module):
       c,
       impl=self.execution.experts,
       dispatch=self.execution.dispatch,
+      **self._fp8_arguments(),
     )
+
+  def _fp8_arguments(self) -> dict:
+    if self._fp8 is None:
+      return {}
+    probe = self.get_variable(fp8_probe.COLLECTION, fp8_probe.NAME)
+    return {"fp8": self._fp8, "probe": probe}
+
+  @property
+  def _fp8(self) -> fp8_recipe.Recipe | None:
+    recipe = self.dtypes.fp8
+    if recipe is None or recipe.linear(layers.name(self)) is None:
+      return None
+    return recipe
 
 
 class MoE(nn.Module):

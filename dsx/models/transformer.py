@@ -18,6 +18,7 @@ from dsx.models import layers
 from dsx.models import mla
 from dsx.models import moe
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_probe
 from dsx.parallel import axes
 from dsx.parallel import halves
 
@@ -125,7 +126,7 @@ class Stack(nn.Module):
     """Maps x [B, L, D] to ([B, L, D], aux with a leading layer axis)."""
     scanned = nn.scan(
       rematerialised(self.execution),
-      variable_axes={"params": 0, "router_bias": 0},
+      variable_axes={"params": 0, "router_bias": 0, fp8_probe.COLLECTION: 0},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore
       length=self.length,

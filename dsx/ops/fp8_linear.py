@@ -58,20 +58,25 @@ def matmul(x, w, linear: fp8_recipe.Linear, probe=None):
     ValueError: shapes do not fit together, or the recipe's implementation
       does not exist on this platform.
   """
+  check(x, w)
+  rows, w, probe = aligned(x.reshape(-1, x.shape[-1]), w, probe)
+  y = _matmul(rows, w, probe, linear)
+  return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def check(x, w) -> None:
+  """Refuses x and w that `matmul` cannot take."""
   if w.ndim != 2 or x.shape[-1:] != w.shape[:1]:
     raise ValueError(
       f"x {x.shape}, w {w.shape}: expected [..., D] and [D, F]; transpose one "
       "of them"
     )
-  rows = x.reshape(-1, x.shape[-1])
-  if isinstance(w, block_scaled.BlockScaled):
-    values, scales = w.values, w.scales
-    rows, values, scales, probe = manual_axes.align(rows, values, scales, probe)
-    w = block_scaled.BlockScaled(values, scales)
-  else:
-    rows, w, probe = manual_axes.align(rows, w, probe)
-  y = _matmul(rows, w, probe, linear)
-  return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def aligned(*trees):
+  """`manual_axes.align` of arrays, FP8 weights and None."""
+  leaves, structure = jax.tree.flatten(trees)
+  return jax.tree.unflatten(structure, manual_axes.align(*leaves))
 
 
 def fprop(x, w, recipe: fp8_recipe.Recipe, *, dtype=jnp.float32):
@@ -217,10 +222,21 @@ def _turned(tile: tuple[int, int]) -> tuple[int, int]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _matmul(x, w, probe, linear):
-  return _forward(x, w, probe, linear)[0]
+  return forward(x, w, probe, linear)[0]
 
 
-def _forward(x, w, probe, linear):
+def forward(x, w, probe, linear: fp8_recipe.Linear):
+  """Fprop, and what Dgrad and Wgrad want of it.
+
+  Args:
+    x: [R, D].
+    w: [D, F].
+    probe: of `matmul`.
+    linear: of the layer.
+
+  Returns:
+    (y [R, F], (what waits of x, w, statistics of x or None)).
+  """
   recipe = linear.recipe
   x_fp8 = quantised_input(x, recipe, linear.scale_format)
   y = fprop(x_fp8, w, recipe, dtype=x.dtype)
@@ -230,23 +246,69 @@ def _forward(x, w, probe, linear):
 
 def _backward(linear, saved, dy):
   waited, w, seen = saved
+  return gradients(waited, w, seen, dy, linear, dy.dtype)
+
+
+def gradients(waited, w, seen, dy, linear: fp8_recipe.Linear, dtype):
+  """Dgrad and Wgrad.
+
+  Args:
+    waited: x [R, D] in any form, of `forward` like the next two.
+    w: [D, F].
+    seen: statistics of x, or None.
+    dy: [R, F].
+    linear: of the layer.
+    dtype: of the gradient of x.
+
+  Returns:
+    (dx [R, D], dw [D, F] or None for weights at rest, statistics of x, w and
+    dy [3, WIDTH] or None).
+  """
   recipe = linear.recipe
   w_fp8 = quantised_weight(w, recipe)
   dy_fp8 = quantised_gradient(dy, recipe)
-  dx = dgrad(dy_fp8, w_fp8, recipe, dtype=dy.dtype)
+  dx = dgrad(dy_fp8, w_fp8, recipe, dtype=dtype)
+  at_rest = isinstance(w, block_scaled.BlockScaled)
   if seen is not None:
-    at_rest = isinstance(w, block_scaled.BlockScaled)
     wide = w.dequantise(jnp.float32) if at_rest else w
     of_weights = fp8_probe.statistics(wide, w_fp8)
     of_gradients = fp8_probe.statistics(dy, dy_fp8)
     seen = jnp.stack([seen, of_weights, of_gradients])
-  if isinstance(w, block_scaled.BlockScaled):
+  if at_rest:
     return dx, None, seen
   x_fp8 = retiled(waited, recipe, linear.scale_format)
   return dx, wgrad(x_fp8, dy, recipe, dtype=w.dtype), seen
 
 
-_matmul.defvjp(_forward, _backward)
+_matmul.defvjp(forward, _backward)
+
+
+def rounded(x, recipe: fp8_recipe.Recipe):
+  """What FP8 makes of activations [..., C], whose gradient passes by.
+
+  For what is no product but is asked to be FP8 nonetheless, by 1 x 128 tiles.
+  """
+  return _rounded(x, recipe, False)
+
+
+def rounded_weight(w, recipe: fp8_recipe.Recipe):
+  """What FP8 makes of weights [..., D, F], whose gradient passes by."""
+  if isinstance(w, block_scaled.BlockScaled):
+    return w
+  return _rounded(w, recipe, True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _rounded(x, recipe, weight):
+  matrix = x.reshape(-1, x.shape[-1])
+  quantise = quantised_weight if weight else quantised_input
+  return quantise(matrix, recipe).dequantise(x.dtype).reshape(x.shape)
+
+
+_rounded.defvjp(
+  lambda x, recipe, weight: (_rounded(x, recipe, weight), None),
+  lambda recipe, weight, _, dy: (dy,),
+)
 
 
 def waiting(x, x_fp8: fp8.Quantised, linear: fp8_recipe.Linear) -> Any:

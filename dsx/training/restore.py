@@ -24,6 +24,7 @@ from dsx.models import config as config_lib
 from dsx.models import deepseek
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_recipe
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import checkpoint as checkpoint_lib
@@ -93,7 +94,12 @@ def config_of(identity: dict) -> config_lib.DeepSeekConfig:
 
 def dtypes_of(identity: dict) -> dtypes_lib.Dtypes:
   """The precision of the model in a run's identity; see `config_of`."""
-  return _made(dtypes_lib.Dtypes, identity["dtypes"])
+  fields = dict(identity["dtypes"])
+  recipe = fields.pop("fp8", None)  # runs from before there was one
+  if recipe is not None:
+    rules = tuple(map(tuple, recipe["rules"]))  # JSON has lists
+    recipe = _made(fp8_recipe.Recipe, {**recipe, "rules": rules})
+  return _made(dtypes_lib.Dtypes, {**fields, "fp8": recipe})
 
 
 def _made(cls, fields: dict):
