@@ -1,0 +1,110 @@
+"""How much longer a training step takes when FP8 is emulated.
+
+  python benchmarks/fp8_speed.py [--rounds 5] [--record]
+
+Compiles the training step of two models in bfloat16 and with the FP8 recipe,
+and lets both take turns in one process, so that whatever else the machine does
+falls on both: the ratio of a round says more than its times. --record appends
+the tables to docs/benchmarks.md.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import fp8_gap
+from benchmarks import gpu_step
+from benchmarks import report
+from dsx.ops import platforms
+
+BAR = 3.0  # times the bfloat16 step
+_BASELINE = "bfloat16"
+_HEADER = ["model", "round", "bfloat16 ms", "FP8 ms", "ratio"]
+
+
+def prepare(config: str, precision: str) -> gpu_step.Training:
+  """A compiled step of one model, with its state and a batch of drawn tokens.
+
+  Args:
+    config: name of a run's gin file.
+    precision: as in `fp8_gap.Setting`.
+  """
+  from dsx.training import host_memory
+
+  if platforms.target() == "cpu":
+    host_memory.keep_freed()
+  run = fp8_gap.build(fp8_gap.Setting(config, precision, steps=1))
+  shape = (run.micro_batch, run.data.sequence_length)
+  return gpu_step.Training(run.config, run.execution, run.dtypes, shape)
+
+
+def rounds(
+  sides: list[gpu_step.Training], count: int, steps: int
+) -> list[list[float]]:
+  """Seconds of a step of each side [rounds, sides], the sides taking turns."""
+  for side in sides:
+    side.steps(2)
+  measured = []
+  for i in range(count):
+    seconds = [0.0] * len(sides)
+    order = range(len(sides)) if i % 2 == 0 else reversed(range(len(sides)))
+    for number in order:
+      began = time.perf_counter()
+      sides[number].steps(steps)
+      seconds[number] = (time.perf_counter() - began) / steps
+    measured.append(seconds)
+  return measured
+
+
+def rows(config: str, measured: list[list[float]]) -> list[list[str]]:
+  """The cells of a model's rounds and, last, of their medians."""
+  found = [
+    _row(config, str(i), base, fp8, fp8 / base)
+    for i, (base, fp8) in enumerate(measured, 1)
+  ]
+  base, fp8 = (
+    statistics.median(column) for column in zip(*measured, strict=True)
+  )
+  ratio = statistics.median(fp8 / base for base, fp8 in measured)
+  return [*found, _row(config, "median", base, fp8, ratio)]
+
+
+def _row(config, name, base, fp8, ratio) -> list[str]:
+  return [
+    config,
+    name,
+    f"{1e3 * base:,.0f}",
+    f"{1e3 * fp8:,.0f}",
+    f"{ratio:.2f}",
+  ]
+
+
+def main():
+  """Parses flags, measures, prints and, with --record, keeps the table."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+  parser.add_argument("--configs", nargs="+", default=["v3_tiny", "v3_mini"])
+  parser.add_argument("--precision", default="fp8", help="beside bfloat16")
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--steps", type=int, default=5, help="steps a round")
+  parser.add_argument("--record", action="store_true")
+  flags = parser.parse_args()
+  cells = []
+  for config in flags.configs:
+    sides = [prepare(config, name) for name in (_BASELINE, flags.precision)]
+    cells += rows(config, rounds(sides, flags.rounds, flags.steps))
+  body = (
+    f"`python benchmarks/fp8_speed.py --precision {flags.precision}`: batches "
+    f"of the runs, {flags.steps} steps a round, at most {BAR:g} is aimed at.\n\n"
+    + report.table(_HEADER, cells)
+  )
+  print(body)
+  if flags.record:
+    report.record("Emulated FP8 beside bfloat16, one training step", body)
+
+
+if __name__ == "__main__":
+  main()
