@@ -8,13 +8,16 @@ K qk head dim, U value head dim.
 """
 
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dsx.ops import chunked_attention
 from dsx.ops import masks
+from dsx.ops import platforms
 from dsx.ops import row_attention
+from dsx.ops import splash_attention
 
-IMPLEMENTATIONS = ("auto", "rows", "chunked", "naive")
+IMPLEMENTATIONS = ("auto", "splash", "rows", "chunked", "naive")
 
 # Longer than this, `rows` would hold too many scores at once.
 _ROWS_LENGTH = 4096
@@ -32,6 +35,7 @@ def attention(
   segment_ids=None,
   kv_segment_ids=None,
   impl: str = "auto",
+  saved_as: str | None = None,
 ):
   """Mixes values by the softmax of scaled query-key products.
 
@@ -49,14 +53,18 @@ def attention(
     kv_segment_ids: int32 [B, S]; `segment_ids` if None.
     impl: `naive` (all scores held at once; the oracle), `rows` (those of a
       block of queries), `chunked` (those of a block of queries and a block
-      of keys) or `auto`, the fastest on this platform for this length.
+      of keys), `splash` (TPU kernels; where the compiler places arrays on
+      several devices, call `parallel.heads` instead) or `auto`, the fastest
+      on this platform for these shapes.
+    saved_as: a name for `jax.checkpoint` policies to keep the result by, and
+      with it all that `splash` needs in order not to run again.
 
   Returns:
     [B, L, H, U] in q's dtype, softmax in float32. A query that sees no key
     gives zeros. Differentiable in q, k and v.
 
   Raises:
-    ValueError: if `impl` is unknown or shapes do not fit together.
+    ValueError: if `impl` is unknown or shapes do not fit together or `impl`.
   """
   _check(q, k, v, impl)
   visible = masks.Visible.of(
@@ -68,17 +76,52 @@ def attention(
     q_segments=segment_ids,
     kv_segments=segment_ids if kv_segment_ids is None else kv_segment_ids,
   )
-  if impl == "auto":
-    short = max(q.shape[1], k.shape[1]) <= _ROWS_LENGTH
-    # Which keys a block of `rows` can leave out is fixed when it is traced.
-    known = visible.by_index or not causal
-    impl = "rows" if short and known else "chunked"
+  impl = chosen(impl, q, k, v, visible)
+  if impl == "splash":  # names within
+    return splash_attention.attend(q, k, v, visible, scale, saved_as)
   attend = {
     "rows": row_attention.attend,
     "chunked": chunked_attention.attend,
     "naive": _naive,
   }[impl]
-  return attend(q, k, v, visible, scale)
+  out = attend(q, k, v, visible, scale)
+  return out if saved_as is None else checkpoint_name(out, saved_as)
+
+
+def chosen(
+  impl: str, q, k, v, visible: masks.Visible, kernels: bool = True
+) -> str:
+  """What `impl` stands for.
+
+  Args:
+    impl: of `IMPLEMENTATIONS`.
+    q: [B, L, H, K].
+    k: [B, S, H, K].
+    v: [B, S, H, U].
+    visible: which keys a query sees.
+    kernels: whether `auto` may be `splash`.
+
+  Returns:
+    `impl`, or what `auto` is on this platform.
+
+  Raises:
+    ValueError: if `splash` does not take these shapes.
+  """
+  why_not = splash_attention.why_not(q, k, v, visible)
+  if impl == "splash" and why_not:
+    raise ValueError(
+      f"impl='splash': expected {why_not}; got q {q.shape}, k {k.shape}, "
+      f"v {v.shape}; set Execution.attention to 'auto'"
+    )
+  if impl != "auto":
+    return impl
+  on_tpu = platforms.target() == "tpu" and q.dtype == jnp.bfloat16
+  if kernels and on_tpu and why_not is None:
+    return "splash"
+  short = max(q.shape[1], k.shape[1]) <= _ROWS_LENGTH
+  # Which keys a block of `rows` can leave out is fixed when it is traced.
+  known = visible.by_index or visible.q_positions is None
+  return "rows" if short and known else "chunked"
 
 
 def _check(q, k, v, impl):
