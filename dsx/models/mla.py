@@ -26,6 +26,7 @@ from dsx.ops import linear
 from dsx.ops import rope
 from dsx.parallel import axes
 from dsx.parallel import context
+from dsx.parallel import heads
 
 # DeepSeek's code has this in the norms of both latents, whatever
 # `rms_norm_eps` says; checkpoints with another `rms_norm_eps` depend on it.
@@ -96,17 +97,19 @@ class MLA(nn.Module):
     query = jnp.concatenate(self._query(x, rotation), axis=-1)
     latent, position = self._latent(x, rotation)
     entries = jnp.concatenate([latent, position[:, :, 0, :]], axis=-1)
+    # In FP8 what is kept is `o_proj`'s own, FP8 or E5M6.
+    saved_as = "attention_output" if self.o_proj.fp8 is None else None
     if context.size() > 1 and not self.is_initializing():
       out = self._attend_divided(query, entries, segment_ids)
+      out = out if saved_as is None else checkpoint_name(out, saved_as)
     else:
-      out = attention.attention(
+      out = heads.attend(
         *self._rounded(query, *self._expand(latent, position)),
         scale=self._scale,
         segment_ids=segment_ids,
         impl=self.execution.attention,
+        saved_as=saved_as,
       )  # [B, L, H, U]
-    if self.o_proj.fp8 is None:  # else what is kept is FP8 or E5M6
-      out = checkpoint_name(out, "attention_output")
     return self.o_proj(out.reshape(*out.shape[:2], -1)), entries
 
   def _rounded(self, *arrays):
