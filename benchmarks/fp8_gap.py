@@ -162,8 +162,10 @@ def finished(work: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
-def run(setting: Setting, work: pathlib.Path) -> None:
+def complete(setting: Setting, work: pathlib.Path) -> None:
   """Takes the runs of a setting that are not finished."""
+  from dsx.data import prepare
+
   done = {
     (r["config"], r["precision"], r["steps"], r["seed"]) for r in finished(work)
   }
@@ -172,7 +174,10 @@ def run(setting: Setting, work: pathlib.Path) -> None:
     key = (setting.config, setting.precision, setting.steps, seed)
     if key in done:
       continue
-    trained = trained or Trained(build(setting))
+    if trained is None:
+      run = build(setting)
+      prepare.ensure(run.data)
+      trained = Trained(run)
     result = {
       "config": setting.config,
       "precision": setting.precision,
@@ -227,7 +232,7 @@ def main():
     print(fp8_gap_report.record(finished(flags.work)))
     return
   for setting in chosen(flags.only, flags.seeds):
-    run(setting, flags.work)
+    complete(setting, flags.work)
 
 
 if __name__ == "__main__":

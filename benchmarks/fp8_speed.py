@@ -97,8 +97,9 @@ def main():
     sides = [prepare(config, name) for name in (_BASELINE, flags.precision)]
     cells += rows(config, rounds(sides, flags.rounds, flags.steps))
   body = (
-    f"`python benchmarks/fp8_speed.py --precision {flags.precision}`: batches "
-    f"of the runs, {flags.steps} steps a round, at most {BAR:g} is aimed at.\n\n"
+    f"`python benchmarks/fp8_speed.py --precision {flags.precision}`: the runs' "
+    f"batches, {flags.steps} steps a round; a ratio of at most {BAR:g} is "
+    "aimed at.\n\n"
     + report.table(_HEADER, cells)
   )
   print(body)
