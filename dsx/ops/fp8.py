@@ -126,15 +126,15 @@ def quantise(
   x = x.astype(jnp.float32)
   finite = numpy.isfinite(x)
   magnitude = numpy.where(finite, numpy.abs(x), np.float32(0))
-  scales = scales_of(_largest(magnitude, tile), scale_format, format)
-  limit = np.float32(LARGEST[format])
+  limit = LARGEST[format]
+  scales = scales_of(largest_of_tiles(magnitude, tile), scale_format, limit)
   values = divide(x, expand(scales, tile, x.shape))
-  values = numpy.clip(values, -limit, limit)
+  values = numpy.clip(values, np.float32(-limit), np.float32(limit))
   values = numpy.where(finite, values, np.float32(np.nan))
   return Quantised(_rounded(values, format), scales, tile)
 
 
-def _largest(x, tile: tuple[int, int]):
+def largest_of_tiles(x, tile: tuple[int, int]):
   """The largest number in each tile of [..., R, C], none of them negative."""
   (r, c), (rows, columns) = tile, x.shape[-2:]
   *leading, n_rows, n_columns = scales_shape(x.shape, tile)
@@ -151,29 +151,46 @@ def _rounded(x, format: str):
   XLA's own conversion for CPUs takes twice the time of all the rest of
   `quantise`; the same bits come from integers.
   """
+  dtype = np.dtype(FORMATS[format])
   if isinstance(x, np.ndarray):
-    return x.astype(FORMATS[format])
-  info = jnp.finfo(FORMATS[format])
-  cut = np.int32(_MANTISSA_BITS - info.nmant)
+    return x.astype(dtype)
+  mantissa_bits = int(jnp.finfo(dtype).nmant)
+  nan = int(np.array(np.nan, dtype).view(np.uint8))
+  bits = rounded_bits(x, 7 - mantissa_bits, mantissa_bits, nan)
+  return lax.bitcast_convert_type(bits.astype(jnp.uint8), dtype)
+
+
+def rounded_bits(x, exponent_bits: int, mantissa_bits: int, nan: int):
+  """Rounds to nearest, ties to even, to a smaller float than float32.
+
+  Args:
+    x: JAX array, float32, within the range of that float, or NaN.
+    exponent_bits: of that float, biased by 2**(exponent_bits - 1) - 1.
+    mantissa_bits: of that float.
+    nan: bits of its NaN, the sign aside.
+
+  Returns:
+    int32, its bits: sign, exponent, mantissa.
+  """
+  smallest = 2 - 2 ** (exponent_bits - 1)  # exponent of a normal number
+  cut = _MANTISSA_BITS - mantissa_bits
   bits = lax.bitcast_convert_type(x, jnp.int32)
   magnitude = bits & np.int32(0x7FFFFFFF)
-  # To nearest, ties to even; what carries out of the mantissa belongs in the
-  # exponent. Then the exponent gets the format's own bias.
-  half = np.int32((1 << int(cut) - 1) - 1) + (magnitude >> cut & np.int32(1))
-  bias = np.int32(126 + info.minexp << int(info.nmant))
-  normal = (magnitude + half >> cut) - bias
+  # What carries out of the mantissa belongs in the exponent, which then gets
+  # its own bias.
+  half = np.int32((1 << (cut - 1)) - 1) + ((magnitude >> cut) & np.int32(1))
+  bias = np.int32((126 + smallest) << mantissa_bits)
+  normal = ((magnitude + half) >> cut) - bias
   # A denormal is a multiple of the smallest one: where that is the last bit of
   # float32's mantissa, addition rounds to it.
-  shift = np.float32(float(info.smallest_subnormal) * 2**_MANTISSA_BITS)
+  shift = np.float32(2.0 ** (smallest + cut))
   denormal = lax.bitcast_convert_type(jnp.abs(x) + shift, jnp.int32)
   denormal = denormal - shift.view(np.int32)
-  small = jnp.abs(x) < np.float32(info.smallest_normal)
-  nan = np.array(np.nan, FORMATS[format]).view(np.uint8).astype(np.int32)
+  small = jnp.abs(x) < np.float32(2.0**smallest)
   magnitude = jnp.where(small, denormal, normal)
-  magnitude = jnp.where(jnp.isnan(x), nan, magnitude)
-  sign = bits >> np.int32(24) & np.int32(0x80)
-  values = (magnitude | sign).astype(jnp.uint8)
-  return lax.bitcast_convert_type(values, FORMATS[format])
+  magnitude = jnp.where(jnp.isnan(x), np.int32(nan), magnitude)
+  sign = lax.shift_right_logical(bits, np.int32(31))
+  return magnitude | (sign << (exponent_bits + mantissa_bits))
 
 
 def _check(x, format: str, scale_format: str) -> None:
@@ -187,20 +204,20 @@ def _check(x, format: str, scale_format: str) -> None:
     raise ValueError(f"x of shape {x.shape}: expected a matrix [..., R, C]")
 
 
-def scales_of(largest, scale_format: str, format: str = "e4m3"):
+def scales_of(largest, scale_format: str, limit: float):
   """The scales of tiles with these largest magnitudes.
 
   Args:
     largest: float32, finite, not negative.
     scale_format: of `quantise`.
-    format: of `quantise`.
+    limit: the format's largest number.
 
   Returns:
-    float32 of the same shape: `largest` / the format's largest number, or the
-    next power of two; 1 where `largest` is zero.
+    float32 of the same shape: `largest` / `limit`, or the next power of two; 1
+    where `largest` is zero.
   """
   numpy = numpy_of(largest)
-  scales = divide(largest, np.float32(LARGEST[format]))
+  scales = divide(largest, np.float32(limit))
   scales = numpy.maximum(scales, np.float32(_SMALLEST_SCALE))
   if scale_format == "ue8m0":
     # Any fraction carries into the exponent; then it is cut off.

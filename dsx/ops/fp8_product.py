@@ -126,7 +126,11 @@ def _row_scales(a: fp8.Quantised):
 
 
 def _promoted(x, y, rows, columns, dot, add):
-  """Sums every 128 terms by `dot`, and these, times their scales, by `add`."""
+  """Sums every 128 terms by `dot`, and these, times their scales, by `add`.
+
+  A loop, because XLA would fuse slices of unrolled ones into whatever made
+  them, at twice the time.
+  """
   slices = rows.shape[-1]
   x, y = _padded(x, y, fp8.TILE)
 
@@ -136,10 +140,7 @@ def _promoted(x, y, rows, columns, dot, add):
     return add(total, partial, scales)
 
   total = jnp.zeros((*x.shape[:-1], y.shape[-1]), jnp.float32)
-  # What is unrolled is also fused into what comes before, which, past two
-  # slices, costs more than a loop.
-  unroll = slices if slices <= 2 else 1
-  return lax.fori_loop(0, slices, accumulate, total, unroll=unroll)
+  return lax.fori_loop(0, slices, accumulate, total)
 
 
 def _add(total, partial, scales):
