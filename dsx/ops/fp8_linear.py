@@ -24,6 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dsx.ops import block_scaled
+from dsx.ops import e5m6
 from dsx.ops import fp8
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_product
@@ -199,9 +200,7 @@ def retiled(
     if x.tile == tile:
       return x
     x = x.dequantise(jnp.float32)
-  elif not hasattr(x, "astype"):
-    from dsx.ops import e5m6
-
+  elif isinstance(x, e5m6.E5M6):
     x = e5m6.decode(x, jnp.float32)
   return fp8.quantise(
     x,
@@ -324,8 +323,6 @@ def waiting(x, x_fp8: fp8.Quantised, linear: fp8_recipe.Linear) -> Any:
   elif linear.cache == "float8":
     kept = x_fp8
   else:
-    from dsx.ops import e5m6
-
     kept = e5m6.encode(x)
   return named(kept, linear.saved_as)
 

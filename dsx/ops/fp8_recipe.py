@@ -55,8 +55,9 @@ class Recipe:
     weight_granularity: `block` or `tensor`.
     scale_format: `float32`, or `ue8m0` for powers of two alone (V3.1).
     accumulation: of `fp8_product.multiply`.
-    promote: whether partial sums move to float32 every 128 terms. Without, a
-      scale may not change along a sum: every granularity is `tensor`.
+    promote: whether partial sums move to float32 every 128 terms. Without,
+      scales may change along a sum in `tensor_core` alone; else every
+      granularity is `tensor`.
     cache_inputs: how a linear layer's input waits for the weights' gradient.
     cache_attention_output: the same of `o_proj`'s input (section 3.3.3 (1)).
     cache_swiglu_inputs: how SwiGLU's inputs wait, whose output is computed anew
@@ -85,14 +86,14 @@ class Recipe:
   def __post_init__(self):
     self._check_fields()
     self._check_rules()
-    if not self.promote:
+    if not self.promote and self.accumulation != "tensor_core":
       for kind in ("activation", "gradient", "weight"):
         found = getattr(self, f"{kind}_granularity")
         if found != "tensor":
           raise ValueError(
             f"promote=False, {kind}_granularity={found!r}: expected 'tensor', "
-            "because a sum that never leaves the tensor core has one scale; "
-            "change it, or promote"
+            f"because a sum by accumulation={self.accumulation!r} has one "
+            "scale; change it, set accumulation='tensor_core', or promote"
           )
     if self.implementation in ("native", "kernel"):
       if self.accumulation != "float32" or not self.promote:

@@ -12,6 +12,7 @@ import jax
 
 from dsx.data import pipeline
 from dsx.models import config as config_lib
+from dsx.models import precision
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import context
 from dsx.parallel import mesh as mesh_lib
@@ -79,6 +80,7 @@ class Pretraining:
   sample_temperature: float = 0.7
 
   def __post_init__(self):
+    precision.check(self.config, self.dtypes)
     if self.data.sequence_length != self.schedule.sequence_length:
       raise ValueError(
         f"data.sequence_length={self.data.sequence_length}: expected "
