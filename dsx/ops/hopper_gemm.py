@@ -43,8 +43,8 @@ def multiply(a: fp8.Quantised, b: fp8.Quantised, out_dtype=jnp.float32):
   columns = b.shape[-1]
   if b.shape != (*leading, terms, columns):
     raise ValueError(
-      f"a {a.shape}, b {b.shape}: expected [..., M, K] and [..., K, N] with the "
-      "same leading axes"
+      f"a {a.shape}, b {b.shape}: expected [..., M, K] and [..., K, N] with "
+      "the same leading axes"
     )
   shape = (*leading, rows, columns)
   if 0 in (*shape, terms):
