@@ -25,6 +25,7 @@ _COLLECTIVES = (
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*-> .*\{$")
 _NAMED = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.-]+) = ")
+_END = re.compile(r"\}(\s|$)")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[\d,<=]*)\]")
 _OPERAND = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(
@@ -172,14 +173,14 @@ def parse(text: str) -> Program:
     ValueError: it has no entry computation.
   """
   computations, entry, current = {}, None, None
-  for line in text.splitlines():
+  for line in _whole_lines(text):
     if current is None:
       header = _HEADER.match(line)
       if header:
         current = Computation(header["name"], {})
         computations[current.name] = current
         entry = current.name if header["entry"] else entry
-    elif line.startswith("}"):
+    elif _END.match(line):
       current = None
     else:
       instruction = _instruction(line)
@@ -188,6 +189,18 @@ def parse(text: str) -> Program:
   if entry is None:
     raise ValueError("program text: expected HLO with an ENTRY computation")
   return Program(entry, computations)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+  """Lines of a program, put together where a kernel's metadata break them."""
+  held = ""
+  for line in text.splitlines():
+    if _NAMED.match(held) and not (_NAMED.match(line) or _END.match(line)):
+      held += line
+    else:
+      yield held
+      held = line
+  yield held
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -67,6 +67,16 @@ class HloTest(parameterized.TestCase):
     self.assertEqual(loop.bytes, 4 + 16)
     self.assertEqual(entry.operand_bytes(entry.instructions["start"]), 20)
 
+  def test_a_line_that_a_kernel_s_metadata_break_is_one(self):
+    whole = '%next = (s32[], f32[4]) custom-call(%carry), custom_call_target="f'
+    broken = whole.replace(
+      "custom_call_target",
+      'attributes={kernel={\n"a":"{\\"b\\": 1}"\n}}, calls=%f, target',
+    )
+    body = hlo.parse(_TEXT.replace(whole, broken)).computations["body"]
+    self.assertEqual(list(body.instructions), ["carry", "next"])
+    self.assertEqual(body.instructions["next"].called, ("f",))
+
   def test_a_loop_s_length_is_its_condition_s_constant(self):
     program = hlo.parse(_TEXT)
     self.assertEqual(program.runs()["body"], 7)
