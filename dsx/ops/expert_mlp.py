@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from dsx.ops import block_scaled
 from dsx.ops import expert_slots
+from dsx.ops import fp8_experts
+from dsx.ops import fp8_recipe
 from dsx.ops import grouped_matmul
 from dsx.ops import manual_axes
 from dsx.ops import permutation
@@ -39,6 +41,9 @@ def expert_mlp(
   *,
   impl: str = "auto",
   copies: int | None = None,
+  fp8: fp8_recipe.Recipe | None = None,
+  dispatched: bool = False,
+  probe=None,
 ):
   """Sums weight * down(silu(gate(x)) * up(x)) over each token's experts.
 
@@ -56,6 +61,10 @@ def expert_mlp(
       through every expert, the slow oracle), or `auto`.
     copies: most entries of `index` that are experts, where it is known to be
       fewer than T * K; `grouped` then holds so many rows and no more.
+    fp8: the recipe of products in FP8 (`fp8_experts`), or None for none.
+    dispatched: whether `x` and the gradient of the result travel in FP8 with
+      power-of-two scales; then the recipe's products take them so.
+    probe: of `fp8_experts.run`.
 
   Returns:
     [T, D] in x's dtype. Differentiable in all but `index`.
@@ -64,6 +73,11 @@ def expert_mlp(
     ValueError: if `impl` is unknown or shapes or dtypes do not fit together.
   """
   _check(x, index, weight, gate, up, down, impl)
+  if fp8 is not None:
+    if impl == "auto":
+      impl = fp8_experts.fastest(fp8, index.size, gate.shape[0])
+    way = fp8_experts.Way(fp8, impl, dispatched, copies or index.size, x.dtype)
+    return fp8_experts.run(x, index, weight, (gate, up, down), way, probe)
   if impl == "auto" and 2 * index.size <= gate.shape[0]:
     impl = "lookup"
   if impl == "auto":

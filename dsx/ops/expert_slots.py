@@ -5,6 +5,9 @@ so that all experts multiply at once and need no copy of their weights. What
 an expert receives beyond them waits in blocks of its own, which a loop works
 off; balanced experts leave it little to do, and nothing is ever dropped.
 
+Where the rows of an expert belong together in tiles (FP8), no tile is torn: an
+expert that overflows takes the whole of its last tile along.
+
 Legend (parallel/axes.py): T tokens, K experts per token, E experts; C slots
 per expert, N blocks of R rows.
 """
@@ -54,7 +57,9 @@ class Slots(NamedTuple):
     )
 
 
-def assign(index, n_experts: int, capacity: int, rows: int) -> Slots:
+def assign(
+  index, n_experts: int, capacity: int, rows: int, *, tile: int = 1
+) -> Slots:
   """Gives every copy a slot, or a row of the overflow.
 
   Args:
@@ -62,7 +67,10 @@ def assign(index, n_experts: int, capacity: int, rows: int) -> Slots:
       [0, E) goes nowhere.
     n_experts: E.
     capacity: C.
-    rows: R, rows of an overflow block.
+    rows: R, rows of an overflow block; a multiple of `tile`, or at least as
+      many as there are copies.
+    tile: so many consecutive rows of an expert are in slots all together, or
+      in one overflow block all together.
 
   Returns:
     The `Slots`. Earlier tokens are the first to get slots.
@@ -76,13 +84,18 @@ def assign(index, n_experts: int, capacity: int, rows: int) -> Slots:
   expert = jnp.where(known, index, 0)
   own = order.row - permutation.take(first, expert)
   none = n_experts * capacity
-  left = jnp.maximum(sizes - capacity, 0)
+  kept = jnp.where(sizes > capacity, capacity // tile * tile, sizes)
+  left = sizes - kept
   return Slots(
     copy=permutation.take(order.copy, source),
-    filled=place < sizes[:, None],
-    slot=jnp.where(known & (own < capacity), expert * capacity + own, none),
+    filled=place < kept[:, None],
+    slot=jnp.where(
+      known & (own < permutation.take(kept, expert)),
+      expert * capacity + own,
+      none,
+    ),
     sorted=order.copy,
-    past=first + capacity,
+    past=first + kept,
     left=left,
     blocks=row_blocks.cut(left, index.size, min(rows, index.size)),
   )

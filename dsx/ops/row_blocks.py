@@ -5,9 +5,10 @@ fixed number of rows, each multiplied by one group's matrix, does the work of
 the rows that exist, plus the last block of each group, instead of every row
 times every group.
 
-A block that would stick out past the last row is moved back, so that no array
-needs padding; `Blocks.mine` then masks rows of other groups at its front, as
-it does at its back.
+Two ways to lay them out. `cut` leaves rows where they are: a block that would
+stick out past the last row is moved back, so that no array needs padding, and
+`Blocks.mine` masks rows of other groups at its front, as it does at its back.
+`pad` gives every group whole blocks of its own, so that nothing needs a mask.
 """
 
 from typing import NamedTuple
@@ -76,4 +77,56 @@ def cut(group_sizes, n_rows: int, rows: int) -> Blocks:
     stop=jnp.minimum(first + rows, stops[group]),
     count=last[-1],
     rows=rows,
+  )
+
+
+class Padded(NamedTuple):
+  """Groups of whole blocks, one after the other.
+
+  Attributes:
+    group: int32 [N], the group of each block.
+    first: int32 [E], the first row of each group.
+    count: int32 [], how many of the N blocks hold rows of any group.
+  """
+
+  group: jax.Array
+  first: jax.Array
+  count: jax.Array
+
+
+def pad(group_sizes, n_rows: int, rows: int) -> Padded:
+  """Gives each group as many whole blocks of `rows` rows as it needs.
+
+  Args:
+    group_sizes: int32 [E]; their sum is at most `n_rows`.
+    n_rows: T, static.
+    rows: rows per block.
+
+  Returns:
+    The `Padded`; N is the most blocks that such groups can need.
+
+  >>> pad(jnp.array([3, 0, 2]), 5, 2).group[:3].tolist()
+  [0, 0, 2]
+  """
+  n_groups = group_sizes.shape[0]
+  per_group = (group_sizes.astype(jnp.int32) + rows - 1) // rows
+  last = jnp.cumsum(per_group)
+  most = (n_rows + min(n_groups, n_rows) * (rows - 1)) // rows
+  block = jnp.arange(most, dtype=jnp.int32)
+  group = (last[None, :] <= block[:, None]).sum(1, dtype=jnp.int32)
+  return Padded(
+    group=jnp.minimum(group, n_groups - 1),
+    first=(last - per_group) * rows,
+    count=last[-1],
+  )
+
+
+def spare(n_groups: int, n_rows: int, rows: int) -> Padded:
+  """Gives each group whole blocks for `n_rows` rows, needed or not."""
+  per_group = -(-n_rows // rows)
+  group = jnp.arange(n_groups, dtype=jnp.int32)
+  return Padded(
+    group=jnp.repeat(group, per_group),
+    first=group * (per_group * rows),
+    count=jnp.int32(n_groups * per_group),
   )

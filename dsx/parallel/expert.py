@@ -35,12 +35,24 @@ from jax.sharding import PartitionSpec
 
 from dsx.ops import block_scaled
 from dsx.ops import expert_mlp
+from dsx.ops import fp8_recipe
 from dsx.parallel import axes
 from dsx.parallel import rounds
 from dsx.parallel import ways
 
 
-def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
+def run(
+  x,
+  index,
+  weight,
+  kernels,
+  config,
+  *,
+  impl: str,
+  dispatch: Any,
+  fp8: fp8_recipe.Recipe | None = None,
+  probe=None,
+):
   """Sums weight * expert(x) over each token's experts, wherever they are.
 
   Args:
@@ -51,7 +63,14 @@ def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
       dtype or FP8 with block scales.
     config: an object with `DeepSeekConfig`'s routing fields.
     impl: of `ops.expert_mlp`.
-    dispatch: an object with the fields of `config.Dispatch`.
+    dispatch: an object with the fields of `config.Dispatch`. Its `dtype`
+      `float8` says how products in FP8 have their rows even where none travel.
+    fp8: of `ops.expert_mlp`. Rows give the numbers of one device wherever they
+      go. Weights' gradients do as far as an expert's rows keep the order of
+      tokens (`flat` within one `data` shard), as tiles are 128 rows of it;
+      and blocks of weights are those of one device where `tensor` leaves each
+      a multiple of 128 columns of F.
+    probe: of `ops.expert_mlp`; sums of all devices.
 
   Returns:
     (y [B, L, D], dropped): copies that found no room, float32 [], of the
@@ -65,7 +84,14 @@ def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
   tokens = x.shape[0] * x.shape[1]
   if not names:
     flat = (a.reshape(tokens, -1) for a in (x, index, weight))
-    y = expert_mlp.expert_mlp(*flat, *kernels, impl=impl)
+    y = expert_mlp.expert_mlp(
+      *flat,
+      *kernels,
+      impl=impl,
+      fp8=fp8,
+      dispatched=dispatch.dtype == "float8",
+      probe=probe,
+    )
     return y.reshape(x.shape), jnp.zeros((), jnp.float32)
 
   specs, expert_axes, gathered, shared = _kernel_specs(mesh, kernels)
@@ -83,12 +109,14 @@ def run(x, index, weight, kernels, config, *, impl: str, dispatch: Any):
     dispatch=dispatch,
   )
   y, dropped = jax.shard_map(
-    functools.partial(_on_device, way=way, gathered=gathered, parts=tensor),
-    in_specs=(x_spec, x_spec, x_spec, *specs),
+    functools.partial(
+      _on_device, way=way, gathered=gathered, parts=tensor, fp8=fp8
+    ),
+    in_specs=(x_spec, x_spec, x_spec, PartitionSpec(), *specs),
     out_specs=(x_spec, PartitionSpec()),
     axis_names=set(names) | _undivided(mesh),
     check_vma=False,
-  )(*arrays, *kernels)
+  )(*arrays, probe, *kernels)
   y = y.reshape(-1, x.shape[-1])[:tokens]
   return y.reshape(x.shape), dropped
 
@@ -163,7 +191,9 @@ def _kernel_specs(mesh, kernels):
   return (into, into, PartitionSpec(e, f, d)), spread, width, shared
 
 
-def _on_device(x, index, weight, *kernels, way: ways.Way, gathered, parts: int):
+def _on_device(
+  x, index, weight, probe, *kernels, way: ways.Way, gathered, parts: int, fp8
+):
   """The body: this device's tokens [B, L, D] and its experts' kernels."""
   shape = x.shape
   x, index, weight = (
@@ -175,7 +205,7 @@ def _on_device(x, index, weight, *kernels, way: ways.Way, gathered, parts: int):
     gather = functools.partial(lax.all_gather, axis_name=gathered, tiled=True)
     kernels = gather(gate, axis=1), gather(up, axis=1), gather(down, axis=2)
   y: Any
-  y, dropped = rounds.run(x, index, weight, kernels, way)
+  y, dropped = rounds.run(x, index, weight, kernels, way, fp8, probe)
   if parts > 1:
     y = lax.all_gather(y, axes.TENSOR, tiled=True)
   return y[: shape[0] * shape[1]].reshape(shape), dropped

@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dsx.ops import expert_mlp
+from dsx.ops import fp8_recipe
 from dsx.ops import permutation
 from dsx.parallel import axes
 from dsx.parallel import dispatch as dispatch_lib
@@ -28,7 +29,15 @@ from dsx.parallel import ways
 FURTHER_ROUNDS = "further_rounds"
 
 
-def run(x, index, weight, kernels, way: ways.Way):
+def run(
+  x,
+  index,
+  weight,
+  kernels,
+  way: ways.Way,
+  fp8: fp8_recipe.Recipe | None = None,
+  probe=None,
+):
   """Takes this device's tokens through all their experts.
 
   To be called in a `jax.shard_map` body over `way.mesh_axes`.
@@ -39,15 +48,19 @@ def run(x, index, weight, kernels, way: ways.Way):
     weight: float32 [T, K].
     kernels: of this device's experts.
     way: the way.
+    fp8: of `expert_mlp`. Rows are tiled in the order in which they arrive, and
+      those of further rounds apart.
+    probe: of `expert_mlp`.
 
   Returns:
     (y [T, D], dropped float32 []): copies that had no room, on all devices.
   """
   splits, total = turns(index, way)
   y: Any
-  y, arrived = _round(0, splits, x, index, weight, kernels, way)
+  arrays = (x, index, weight, kernels, probe)
+  y, arrived = _round(0, splits, *arrays, way, fp8)
   if way.rounds:
-    more: Any = _further(splits, total, x, index, weight, kernels, way)
+    more: Any = _further(splits, total, *arrays, way, fp8)
     y = y + more
   dropped = jnp.zeros((), jnp.float32)
   if way.counts_drops:
@@ -85,7 +98,7 @@ def _admitted(index, turn, way: ways.Way):
   return jnp.where(rank // way.quota == turn, index, -1)
 
 
-def _round(i, splits, x, index, weight, kernels, way: ways.Way):
+def _round(i, splits, x, index, weight, kernels, probe, way: ways.Way, recipe):
   """One round: ([T, D] of what took part in it, copies that arrived)."""
   index = _admitted(index, i // splits, way)
   turn, first, at = i % splits, jnp.int32(0), []
@@ -116,6 +129,9 @@ def _round(i, splits, x, index, weight, kernels, way: ways.Way):
     *kernels,
     impl=way.impl,
     copies=way.copies * way.tensor if way.hops else None,
+    fp8=recipe,
+    dispatched=way.float8,
+    probe=probe,
   )
   if way.tensor > 1:
     y = lax.psum_scatter(y, axes.TENSOR, tiled=True)
@@ -148,36 +164,43 @@ def _own_experts(index, weight, first, way: ways.Way):
   return own, jnp.where(chosen, weight[:, :, None], 0.0).sum(1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _further(splits, total, x, index, weight, kernels, way: ways.Way):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _further(
+  splits, total, x, index, weight, kernels, probe, way: ways.Way, recipe
+):
   """All rounds but the first, [T, D]; none, as a rule."""
+  arrays = (x, index, weight, kernels, probe)
 
   def add(i, y):
-    return y + _round(i, splits, x, index, weight, kernels, way)[0]
+    return y + _round(i, splits, *arrays, way, recipe)[0]
 
   with jax.named_scope(FURTHER_ROUNDS):
     return lax.fori_loop(1, total, add, jnp.zeros_like(x))
 
 
-def _further_forward(splits, total, x, index, weight, kernels, way):
-  saved = (splits, total, x, index, weight, kernels)
-  return _further(*saved, way), saved
+def _further_forward(
+  splits, total, x, index, weight, kernels, probe, way, recipe
+):
+  saved = (splits, total, x, index, weight, kernels, probe)
+  return _further(*saved, way, recipe), saved
 
 
-def _further_backward(way, saved, dy):
-  splits, total, x, index, weight, kernels = saved
+def _further_backward(way, recipe, saved, dy):
+  splits, total, x, index, weight, kernels, probe = saved
 
   def add(i, grads):
-    def of(x, weight, kernels):
-      return _round(i, splits, x, index, weight, kernels, way)[0]
+    def of(x, weight, kernels, probe):
+      arrays = (x, index, weight, kernels, probe)
+      return _round(i, splits, *arrays, way, recipe)[0]
 
-    _, pull = jax.vjp(of, x, weight, kernels)
+    _, pull = jax.vjp(of, x, weight, kernels, probe)
     return jax.tree.map(jnp.add, grads, pull(dy))
 
-  zeros = jax.tree.map(jnp.zeros_like, (x, weight, kernels))
+  zeros = jax.tree.map(jnp.zeros_like, (x, weight, kernels, probe))
   with jax.named_scope(FURTHER_ROUNDS):
-    dx, dweight, dkernels = lax.fori_loop(1, total, add, zeros)
-  return None, None, dx, None, dweight, dkernels
+    grads: Any = lax.fori_loop(1, total, add, zeros)
+  dx, dweight, dkernels, dprobe = grads
+  return None, None, dx, None, dweight, dkernels, dprobe
 
 
 _further.defvjp(_further_forward, _further_backward)
