@@ -8,6 +8,9 @@ costs what it did.
 
 Rows of a record are matrices, `3/self_attn/o_proj` or `mtp_0/eh_proj`; the
 experts of a layer are one row for each of their three matrices.
+
+Weights, and tokens on their way to experts, are counted once by every device
+that quantises them; shares and scales are what to read.
 """
 
 from collections.abc import Mapping
@@ -219,6 +222,10 @@ class Health:
 
     Every process must call it. The first call compiles.
     """
+    return record(step, self.sums(state, batch, scalars))
+
+  def sums(self, state, batch, scalars) -> dict[str, np.ndarray]:
+    """The rows of `by_layer`."""
     arguments = (state.params, state.router_bias, batch, scalars)
     if self._measure is None:
       measure = jax.jit(
@@ -226,5 +233,4 @@ class Health:
         out_shardings=sharding_lib.replicated(self._mesh),
       )
       self._measure = distributed.compiled(measure, *arguments)
-    rows = by_layer(self._model.config, self._measure(*arguments))
-    return record(step, rows)
+    return by_layer(self._model.config, self._measure(*arguments))

@@ -1,5 +1,8 @@
 """What is measured of FP8 layers in training, and what is said of it."""
 
+import dataclasses
+import functools
+import math
 from unittest import mock
 
 from absl.testing import absltest
@@ -8,14 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.models import layers
 from dsx.ops import dtypes
 from dsx.ops import fp8
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_recipe
+from dsx.parallel import mesh as mesh_lib
+from dsx.parallel import sharding as sharding_lib
 from dsx.training import fp8_health
 from tests.training import tiny
 
+_CONFIG = tiny.model_config(num_hidden_layers=3)
+# Without a dense layer, to compile less.
+_SMALL = tiny.model_config(num_hidden_layers=2, first_k_dense_replace=0)
+_FEW = fp8_recipe.Recipe(
+  rules=(
+    ("*/kv_a_proj_with_mqa", "float8"),
+    ("*/experts", "float8"),
+    ("*/eh_proj", "float8"),
+  )
+)
+_KEY = jax.random.key(0)
 _ATTENTION = (
   "self_attn/q_a_proj",
   "self_attn/q_b_proj",
@@ -26,9 +44,8 @@ _ATTENTION = (
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def _model(recipe, **changes) -> deepseek.DeepSeek:
-  config = tiny.model_config(num_hidden_layers=3, **changes)
-  return deepseek.DeepSeek(config, dtypes.Dtypes(fp8=recipe))
+def _model(recipe) -> deepseek.DeepSeek:
+  return deepseek.DeepSeek(_CONFIG, dtypes.Dtypes(fp8=recipe))
 
 
 def _shapes(model):
@@ -37,9 +54,9 @@ def _shapes(model):
   )
 
 
-def _sums(x):
+def _sums(x, tile=fp8.ROW_TILE):
   x = np.asarray(x, np.float32)
-  sums = fp8_probe.statistics(jnp.asarray(x), fp8.quantise(x, fp8.ROW_TILE))
+  sums = fp8_probe.statistics(jnp.asarray(x), fp8.quantise(x, tile))
   return np.asarray(sums)
 
 
@@ -84,6 +101,104 @@ class ProbesTest(parameterized.TestCase):
     rows = fp8_health.by_layer(model.config, tree)
     self.assertEqual(list(rows), ["2/mlp/experts/down_proj"])
     self.assertEqual(rows["2/mlp/experts/down_proj"][0, 0], 5.0)
+
+
+def _measured(*, shape=None, micro_batches=1, **execution):
+  """The sums over the first of so many micro-batches of 8 sequences."""
+  execution = config_lib.Execution(**execution)
+  model = deepseek.DeepSeek(_SMALL, dtypes.Dtypes(fp8=_FEW), execution)
+  shape = shape or mesh_lib.MeshShape()
+  devices = math.prod(max(1, n) for n in dataclasses.astuple(shape))
+  mesh = mesh_lib.make(shape, jax.devices()[:devices])
+  rules = sharding_lib.Sharding(strategy="fully_sharded")
+  tokens = tiny.tokens(micro_batches, 8, 17)
+  measure = jax.jit(
+    functools.partial(fp8_health.statistics, model),
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  with sharding_lib.use(mesh, rules):
+    where = sharding_lib.shardings(_shapes(model), rules.parameters, mesh)
+    variables = jax.device_put(_variables(), where)
+    arrays = variables["params"], variables["router_bias"]
+    batch_sharding = sharding_lib.batch_sharding(mesh, leading=1)
+    batch = {"tokens": jax.device_put(tokens, batch_sharding)}
+    scalars = tiny.scalars(micro_batches=np.int32(micro_batches))
+    found = measure(*arrays, batch, scalars)
+    return fp8_health.by_layer(_SMALL, found)
+
+
+@functools.cache
+def _variables():
+  model = deepseek.DeepSeek(_SMALL)
+  tokens = jnp.zeros((1, 8), jnp.int32)
+  init = jax.jit(lambda: sharding_lib.unbox(model.init(_KEY, tokens)))
+  return jax.device_get(init())
+
+
+class MeasureTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.sums = _measured()
+
+  def _assert_same(self, a, b):
+    self.assertEqual(list(a), list(b))
+    for name in a:
+      # Another order of sums may move a value or two over an edge.
+      np.testing.assert_allclose(a[name], b[name], atol=3, rtol=1e-3)
+
+  def test_weights_are_those_of_their_own_row(self):
+    params = _variables()["params"]
+    blocks = {"mtp_0": params["mtp_0"]["block"]}
+    for number in range(2):
+      own = jax.tree.map(lambda x, i=number: x[i], params["moe_layers"])
+      blocks[str(number)] = own
+    for name, sums in self.sums.items():
+      layer, *path = name.split("/")
+      own = params["mtp_0"] if path == ["eh_proj"] else blocks[layer]
+      for part in path:
+        own = own[part]
+      w = own["kernel"] if isinstance(own, dict) else own
+      expected = _sums(w, fp8.BLOCK_TILE)
+      np.testing.assert_array_equal(sums[1], expected, err_msg=name)
+
+  def test_activations_are_what_enters_the_layer(self):
+    params = _variables()["params"]
+    tokens = tiny.tokens(1, 8, 17)[0, :, :-1]
+    x = params["embed_tokens"]["embedding"][tokens]
+    normed = layers.RMSNorm(1e-6).apply(
+      {"params": {"scale": np.ones(32, np.float32)}}, x
+    )
+    expected = _sums(normed.reshape(-1, 32))
+    found = self.sums["0/self_attn/kv_a_proj_with_mqa"]
+    np.testing.assert_array_equal(found[0], expected)
+
+  def test_every_layer_has_gradients_and_scales(self):
+    for name, sums in self.sums.items():
+      read = fp8_probe.read(sums)
+      self.assertTrue(np.isfinite(read.scale_median).all(), name)
+      np.testing.assert_array_equal(read.not_finite, [0, 0, 0], name)
+      # Gradients are divided by 128 targets.
+      self.assertLess(read.scale_median[2], read.scale_median[0], name)
+
+  def test_devices_micro_batches_and_rematerialisation(self):
+    shape = mesh_lib.MeshShape(node=2, local=4)
+    found = _measured(shape=shape, micro_batches=2, remat="paper")
+    self.assertEqual(list(found), list(self.sums))
+    for name, sums in found.items():
+      same = self.sums[name].copy()
+      # Of the two micro-batches the first was measured; the whole batch has
+      # twice the targets, so gradients are half as large.
+      same[2, 4:-1] = same[2, 5:]
+      # Each device quantises the weights that it has, and a token as often as
+      # it travels to experts.
+      shares, expected = (a / a[:, :1] for a in (sums, same))
+      np.testing.assert_allclose(shares, expected, atol=2e-3, err_msg=name)
+      if "/experts/" not in name:
+        # Other orders of sums take a few values over an edge.
+        np.testing.assert_allclose(
+          sums[::2], same[::2], rtol=5e-3, atol=10, err_msg=name
+        )
 
 
 class RecordTest(parameterized.TestCase):
