@@ -11,6 +11,13 @@ are summed:
   tensor_core   as Hopper does (section 3.5.2): in fixed point, aligned to the
                 largest of 32 products and the sum so far, cut to 14 bits; also
                 the same bits everywhere
+  tensor_core_floor   the same, cut downwards
+
+Magnitudes are cut in `tensor_core`, that is towards zero. "Sign-fill right
+shifting" may be read as two's complement, which cuts downwards; but then what
+is lost never cancels. With 4096 random normal terms and without promotion, the
+largest error of a million sums is 1.8% of their root mean square towards zero,
+the report's "nearly 2%", and 28% downwards.
 
 Legend (parallel/axes.py): M rows, K contracted, N columns, S = ceil(K / 128).
 """
@@ -25,8 +32,9 @@ import numpy as np
 
 from dsx.ops import fp8
 
-Accumulation = Literal["float32", "exact", "tensor_core"]
-ACCUMULATIONS = ("float32", "exact", "tensor_core")
+Accumulation = Literal["float32", "exact", "tensor_core", "tensor_core_floor"]
+ACCUMULATIONS = ("float32", "exact", "tensor_core", "tensor_core_floor")
+_CUTS = {"tensor_core": jnp.trunc, "tensor_core_floor": jnp.floor}
 # Terms that one instruction of Hopper's tensor cores adds, and the significant
 # bits that it keeps of each.
 TERMS = 32
@@ -64,9 +72,9 @@ def multiply(
     ValueError: shapes, scales or length do not fit.
   """
   _check(a, b, accumulation)
-  dot = _float32
-  if accumulation == "tensor_core":
-    dot = _tensor_core
+  dot, cut = _float32, _CUTS.get(accumulation)
+  if cut:
+    dot = functools.partial(_tensor_core, cut=cut)
   elif accumulation == "exact":
     both = {np.dtype(x.values.dtype) for x in (a, b)}
     narrow = both == {np.dtype(fp8.FORMATS["e4m3"])}
@@ -87,8 +95,8 @@ def multiply(
         f"most {LONGEST_EXACT}; promote"
       )
     return dot(x, y) * (rows[..., :1] * columns[..., :1, :])
-  if accumulation == "tensor_core":
-    return _tensor_core(x, y, (rows, columns))
+  if cut:
+    return _tensor_core(x, y, (rows, columns), cut=cut)
   raise ValueError(
     f"promote=False with scales that change along K (tiles {a.tile} of a, "
     f"{b.tile} of b): accumulation={accumulation!r} expects one scale there; "
@@ -217,39 +225,38 @@ def _exact_of_parts(x, y):
     return jnp.where(not_number, jnp.nan, total).astype(jnp.float32)
 
 
-def _tensor_core(x, y, scales=None):
+def _tensor_core(x, y, scales=None, *, cut):
   """Sums in Hopper's tensor cores, float32 with at most 14 significant bits.
 
   An instruction takes 32 products and the sum so far. It shifts each to the
   largest exponent among them, keeps the 14 highest bits there, adds, and keeps
-  the 14 highest bits of the sum. What is cut off is cut off in two's
-  complement ("sign-fill right shifting"), that is downwards.
+  the 14 highest bits of the sum.
 
   Args:
     x: [..., M, K].
     y: [..., K, N].
     scales: [..., M, S] and [..., S, N], to multiply each product by; or None.
+    cut: makes a float32 a whole number.
   """
   x, y = _padded(x, y, TERMS)
 
   def instruction(i, total):
     left = _part(x, i, TERMS, -1).astype(jnp.float32)
     right = _part(y, i, TERMS, -2).astype(jnp.float32)
-    terms = [left[..., t : t + 1] * right[..., t : t + 1, :] for t in _TERMS]
+    terms = [
+      left[..., t : t + 1] * right[..., t : t + 1, :] for t in range(TERMS)
+    ]
     if scales is not None:
       s = i // (fp8.TILE // TERMS)
       scale = _part(scales[0], s, 1, -1) * _part(scales[1], s, 1, -2)
       terms = [term * scale for term in terms]
     terms.append(total)
     exponent = functools.reduce(jnp.maximum, [_exponent(t) for t in terms])
-    total = _cut(terms, exponent)
-    return _cut([total], _exponent(total))
+    total = _fixed_sum(terms, exponent, cut)
+    return _fixed_sum([total], _exponent(total), cut)
 
   total = jnp.zeros((*x.shape[:-1], y.shape[-1]), jnp.float32)
   return lax.fori_loop(0, x.shape[-1] // TERMS, instruction, total)
-
-
-_TERMS = range(TERMS)
 
 
 def _exponent(x):
@@ -257,12 +264,13 @@ def _exponent(x):
   return lax.bitcast_convert_type(x, jnp.int32) & np.int32(_INFINITY)
 
 
-def _cut(terms, exponent):
+def _fixed_sum(terms, exponent, cut):
   """Sums what is left of float32 terms in fixed point, exactly.
 
   Args:
     terms: float32 arrays.
     exponent: of the highest bit kept, as `_exponent` has it.
+    cut: makes a float32 a whole number.
   """
   lowest = np.int32(127 + _SMALLEST_EXPONENT << _MANTISSA_BITS)
   exponent = jnp.maximum(exponent, lowest)
@@ -271,4 +279,4 @@ def _cut(terms, exponent):
   unit, inverse = (
     lax.bitcast_convert_type(bits, jnp.float32) for bits in (unit, inverse)
   )
-  return sum(jnp.floor(term * inverse) for term in terms) * unit
+  return sum(cut(term * inverse) for term in terms) * unit

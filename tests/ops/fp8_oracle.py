@@ -12,6 +12,7 @@ import numpy as np
 
 TYPES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
+CUTS = {"tensor_core": math.trunc, "tensor_core_floor": math.floor}
 
 
 def flushed(x) -> np.float32:
@@ -59,6 +60,38 @@ def quantise(x, tile, format: str, scale_format: str):
   return values, scales
 
 
+def e5m6(x):
+  """Bits of E5M6 numbers, 12 of each, and biased exponents of scales."""
+  x = np.asarray(x).astype(np.float32)
+  bits = np.zeros(x.shape, np.uint16)
+  scales = np.zeros((x.shape[0], -(-x.shape[1] // 128)), np.uint8)
+  for row in range(x.shape[0]):
+    for j in range(scales.shape[1]):
+      here = np.s_[row, 128 * j : 128 * j + 128]
+      scale = scale_of(x[here], 65024.0, "ue8m0")
+      scales[row, j] = np.frexp(scale)[1] - 1 + 127
+      bits[here] = [_e5m6_bits(number, scale) for number in x[here]]
+  return bits, scales
+
+
+def _e5m6_bits(number, scale) -> int:
+  if not np.isfinite(number):
+    return 0x7E0
+  number = float(flushed(number)) / float(scale)
+  exponent = max(math.frexp(number)[1] - 1, -14)
+  unit = 2.0 ** (exponent - 6)
+  rounded = np.float16(round(number / unit) * unit)  # ties to even
+  rounded = np.copysign(rounded, np.float16(number))
+  return int(rounded.view(np.uint16)) >> 4
+
+
+def e5m6_numbers(bits, scales):
+  """The numbers that they stand for, float64."""
+  numbers = (bits.astype(np.uint16) << 4).view(np.float16).astype(float)
+  powers = 2.0 ** (scales.astype(float) - 127)
+  return numbers * np.repeat(powers, 128, axis=-1)[:, : bits.shape[1]]
+
+
 def _scales(a_scales, a_tile, b_scales, b_tile, m, k, n):
   """The scales of a term: row m, column n, the k-th of the sum."""
   a = a_scales[m // a_tile[0], k // a_tile[1]]
@@ -67,7 +100,7 @@ def _scales(a_scales, a_tile, b_scales, b_tile, m, k, n):
 
 
 def multiply(a, b, accumulation: str, promote: bool):
-  """a @ b, each (values, scales, tile), for `exact` and `tensor_core`."""
+  """a @ b, each (values, scales, tile), for all but `float32`."""
   (a_values, a_scales, a_tile), (b_values, b_scales, b_tile) = a, b
   left, right = a_values.astype(float), b_values.astype(float)
   rows, length = left.shape
@@ -89,7 +122,7 @@ def multiply(a, b, accumulation: str, promote: bool):
           float(flushed(np.float32(p) * s))
           for p, s in zip(products, scales, strict=True)
         ]
-        out[m, n] = tensor_core(terms)
+        out[m, n] = tensor_core(terms, CUTS[accumulation])
   return out
 
 
@@ -103,7 +136,9 @@ def _promoted(products, scales, accumulation):
 
 
 def _sum(products, accumulation):
-  return {"exact": exact, "tensor_core": tensor_core}[accumulation](products)
+  if accumulation == "exact":
+    return exact(products)
+  return tensor_core(products, CUTS[accumulation])
 
 
 def exact(products) -> np.float32:
@@ -132,14 +167,15 @@ def _exponent(x: fractions.Fraction) -> int:
   return exponent
 
 
-def tensor_core(products) -> np.float32:
+def tensor_core(products, cut) -> np.float32:
   """The sum of products, 32 to an instruction, 14 bits of each."""
   if not np.isfinite(products).all():
     return np.float32(np.nan)
   total = 0.0
   for start in range(0, len(products), 32):
     terms = [*products[start : start + 32], total]
-    total = _cut(_fixed_sum(terms, max(map(_size, terms))))
+    total = _fixed_sum(terms, max(map(_size, terms)), cut)
+    total = _fixed_sum([total], _size(total), cut)
   return np.float32(total)
 
 
@@ -148,11 +184,7 @@ def _size(term: float) -> int:
   return max(math.frexp(term)[1] - 1, -100) if term else -100
 
 
-def _fixed_sum(terms, exponent: int) -> float:
+def _fixed_sum(terms, exponent: int, cut) -> float:
   """Every term as a whole number of units, 14 bits; their sum."""
   unit = 2.0 ** (exponent - 13)
-  return sum(math.floor(term / unit) for term in terms) * unit
-
-
-def _cut(term: float) -> float:
-  return _fixed_sum([term], _size(term))
+  return sum(cut(term / unit) for term in terms) * unit
