@@ -22,7 +22,10 @@ from absl.testing import parameterized
 
 from dsx import cost
 from dsx.data import store
+from dsx.ops import dtypes
+from dsx.ops import fp8_recipe
 from dsx.training import checkpoint
+from dsx.training import fp8_health
 from dsx.training import loop
 from dsx.training import manifest
 from dsx.training import metrics
@@ -316,6 +319,46 @@ class SignalledProcessTest(DisturbedRunTestCase):
     summary, printed = _train(workdir)
     self.assertIn("resumed at step 23", printed)
     self.assert_as_undisturbed(workdir, summary)
+
+
+class Fp8Test(parameterized.TestCase):
+  def test_what_fp8_loses_is_recorded_once_a_step_and_said(self):
+    workdir = _folder / "fp8"
+    recipe = fp8_recipe.Recipe(rules=(("*/o_proj", "float8"),))
+    run = _run(
+      dtypes=dtypes.Dtypes(fp8=recipe),
+      config=dataclasses.replace(
+        _run().config, num_hidden_layers=1, num_nextn_predict_layers=0
+      ),
+      fp8_health_every=8,
+      evaluate_every=0,
+    )
+
+    def terminate(unused_phase):
+      signal.raise_signal(signal.SIGTERM)
+
+    # A threshold that everything exceeds.
+    with mock.patch.object(fp8_health, "MUCH_UNDERFLOW", -1.0):
+      with _at_step(9, terminate):
+        _, printed = _train(workdir, run)
+      # What was measured after the checkpoint is measured again.
+      shutil.rmtree(workdir / "checkpoints" / "10")
+      _train(workdir, run)
+    for step in (1, 8):
+      self.assertIn(f"\nwarning: FP8 at step {step}: ", printed)
+    found = [r for r in metrics.read(workdir) if r["kind"] == "fp8"]
+    self.assertEqual([r["step"] for r in found], [1, 8, 16, 24, 32, _STEPS])
+    for record in found:
+      self.assertEqual(record["layers"], ["0/self_attn/o_proj"])
+      self.assertEqual(record["gradient_not_finite"], [0])
+      self.assertTrue(math.isfinite(record["gradient_scale_min"][0]))
+    saturated = [record["activation_saturated"] for record in found]
+    self.assertNotEqual(saturated[0], saturated[-1])
+
+  def test_a_run_without_has_no_record_of_it(self):
+    kinds = {record["kind"] for record in metrics.read(_reference)}
+    self.assertEqual(kinds, {"train", "load", "validation"})
+    self.assertFalse((_reference / "report" / "fp8.png").exists())
 
 
 class RefusalTest(parameterized.TestCase):
