@@ -96,11 +96,10 @@ def main():
   for config in flags.configs:
     sides = [prepare(config, name) for name in (_BASELINE, flags.precision)]
     cells += rows(config, rounds(sides, flags.rounds, flags.steps))
+  command = f"python benchmarks/fp8_speed.py --precision {flags.precision}"
   body = (
-    f"`python benchmarks/fp8_speed.py --precision {flags.precision}`: the runs' "
-    f"batches, {flags.steps} steps a round; a ratio of at most {BAR:g} is "
-    "aimed at.\n\n"
-    + report.table(_HEADER, cells)
+    f"`{command}`: the runs' batches, {flags.steps} steps a round; a ratio of "
+    f"at most {BAR:g} is aimed at.\n\n" + report.table(_HEADER, cells)
   )
   print(body)
   if flags.record:
