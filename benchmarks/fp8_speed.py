@@ -9,10 +9,12 @@ the tables to docs/benchmarks.md.
 """
 
 import argparse
+from collections.abc import Sequence
 import pathlib
 import statistics
 import sys
 import time
+from typing import Protocol
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -24,6 +26,14 @@ from dsx.ops import platforms
 BAR = 3.0  # times the bfloat16 step
 _BASELINE = "bfloat16"
 _HEADER = ["model", "round", "bfloat16 ms", "FP8 ms", "ratio"]
+
+
+class Side(Protocol):
+  """Something that takes training steps."""
+
+  def steps(self, count: int) -> float:
+    """Takes steps; returns once they are done."""
+    ...
 
 
 def prepare(config: str, precision: str) -> gpu_step.Training:
@@ -42,9 +52,7 @@ def prepare(config: str, precision: str) -> gpu_step.Training:
   return gpu_step.Training(run.config, run.execution, run.dtypes, shape)
 
 
-def rounds(
-  sides: list[gpu_step.Training], count: int, steps: int
-) -> list[list[float]]:
+def rounds(sides: Sequence[Side], count: int, steps: int) -> list[list[float]]:
   """Seconds of a step of each side [rounds, sides], the sides taking turns."""
   for side in sides:
     side.steps(2)
