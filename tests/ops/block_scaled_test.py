@@ -144,9 +144,20 @@ class BlockScaledTest(parameterized.TestCase):
     x[150, 129] = -3
     scaled = block_scaled.quantise(x)
     np.testing.assert_array_equal(
-      scaled.scales, np.float32([[1, 1], [1, np.float32(3) / np.float32(448)]])
+      scaled.scales, np.array([[1, 1], [1, 3 / 448]], np.float32)
     )
     np.testing.assert_allclose(scaled.dequantise("float32"), x, rtol=1e-6)
+
+  def test_what_is_not_finite_stays_alone(self):
+    """It becomes NaN; its block's scale and neighbours do not change."""
+    x = _random(130, 130, seed=8)
+    plain = block_scaled.quantise(x)
+    x[3, 4], x[129, 7] = np.inf, np.nan
+    for here in ((3, 4), (129, 7)):
+      plain.values[here] = np.nan
+    for module in (np, jnp):
+      got = block_scaled.quantise(module.asarray(x))
+      chex.assert_trees_all_equal(_bits(got), _bits(plain))
 
   def test_stacks_are_their_matrices(self):
     x = _random(2, 3, 140, 20, seed=5)
@@ -174,7 +185,7 @@ class BlockScaledTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, "scale_format='e8m0': expected float32 or ue8m0"
     ):
-      block_scaled.quantise(np.ones((2, 2)), scale_format="e8m0")
+      block_scaled.quantise(np.ones((2, 2)), scale_format="e8m0")  # pyright: ignore
     with self.assertRaisesRegex(ValueError, r"x of shape \(2,\): expected a"):
       block_scaled.quantise(np.ones(2))
 

@@ -209,8 +209,8 @@ class Fp8ProductTest(parameterized.TestCase):
 
   @parameterized.parameters(*fp8_product.ACCUMULATIONS)
   def test_stacks_are_their_matrices(self, accumulation):
-    a = fp8.quantise(jnp.asarray(_random(2, 3, 4, 260, seed=6)), fp8.ROW_TILE)
-    b = fp8.quantise(jnp.asarray(_random(2, 3, 260, 5, seed=7)), fp8.BLOCK_TILE)
+    a = fp8.quantise(_random(2, 3, 4, 260, seed=6), fp8.ROW_TILE)
+    b = fp8.quantise(_random(2, 3, 260, 5, seed=7), fp8.BLOCK_TILE)
     got = _jitted(a, b, accumulation=accumulation)
     self.assertEqual(got.shape, (2, 3, 4, 5))
     one = jax.tree.map(lambda leaf: leaf[1, 2], (a, b))
