@@ -38,7 +38,7 @@ _OF_TILE = {
   fp8.BLOCK_TILE: _BLOCKS,
 }
 # 64 numbers a thread.
-_WARPS = 8
+_WARPS = 16
 # As in `fp8.scales_of`.
 _SMALLEST_SCALE = 2.0**-100
 _SMALLEST_NORMAL = 2.0**-126
