@@ -9,8 +9,9 @@ costs what it did.
 Rows of a record are matrices, `3/self_attn/o_proj` or `mtp_0/eh_proj`; the
 experts of a layer are one row for each of their three matrices.
 
-Weights, and tokens on their way to experts, are counted once by every device
-that quantises them; shares and scales are what to read.
+Shares and scales are what to read, not sums: on a mesh a token counts once for
+every device that its experts live on, and a matrix divided within a block is
+looked at part by part.
 """
 
 from collections.abc import Mapping

@@ -190,10 +190,15 @@ class MeasureTest(parameterized.TestCase):
       # Of the two micro-batches the first was measured; the whole batch has
       # twice the targets, so gradients are half as large.
       same[2, 4:-1] = same[2, 5:]
-      # Each device quantises the weights that it has, and a token as often as
-      # it travels to experts.
+      # A token counts as often as it travels to experts.
       shares, expected = (a / a[:, :1] for a in (sums, same))
-      np.testing.assert_allclose(shares, expected, atol=2e-3, err_msg=name)
+      np.testing.assert_allclose(
+        shares[::2], expected[::2], atol=2e-3, err_msg=name
+      )
+      # Weights may be looked at by parts, whose blocks end with them.
+      read, alone = fp8_probe.read(sums[1]), fp8_probe.read(same[1])
+      self.assertAlmostEqual(read.underflow, alone.underflow, delta=2e-3)
+      self.assertBetween(alone.scale_median - read.scale_median, 0, 1, name)
       if "/experts/" not in name:
         # Other orders of sums take a few values over an edge.
         np.testing.assert_allclose(
