@@ -1,9 +1,9 @@
 """Causal attention in the kernels that JAX ships for TPUs: splash attention.
 
 Scores live in vector memory alone, and blocks above the diagonal are left out.
-Backward computes queries', keys' and values' gradients in one kernel, which
-writes the queries' once for every block of keys, to be summed: faster than a
-second kernel, as long as there is room.
+Backward runs one kernel for keys and values and one for queries. Both in one
+would take fewer cycles, but writes the gradient of the queries, rounded, once
+for every block of keys: more memory, and to be summed.
 
 On anything but a TPU the kernels are interpreted, which is for tests.
 
@@ -33,9 +33,6 @@ _WIDEST_VALUE = 128
 _BLOCK = 1024
 _BLOCK_FLOAT32 = 512
 _COMPUTE = 512
-# More blocks of keys than this, and the gradient of the queries is not written
-# for each of them but computed by a kernel of its own.
-_MOST_COPIES = 8
 
 
 def why_not(q, k, v, visible: masks.Visible) -> str | None:
@@ -118,7 +115,8 @@ def _blocks(length: int, dtype):
     size for size in (widest, 512, 256, _LANES) if length % size == 0
   )
   compute = min(block, _COMPUTE)
-  fused = length // block <= _MOST_COPIES
+  # As XLA lays out heads that are no multiple of the lanes wide: no copies.
+  layout = splash_attention_kernel.QKVLayout.SEQ_MINOR
   return splash_attention_kernel.BlockSizes(
     block_q=block,
     block_kv=block,
@@ -126,7 +124,9 @@ def _blocks(length: int, dtype):
     block_q_dkv=block,
     block_kv_dkv=block,
     block_kv_dkv_compute=compute,
-    block_q_dq=None if fused else block,
-    block_kv_dq=None if fused else block,
-    use_fused_bwd_kernel=fused,
+    block_q_dq=block,
+    block_kv_dq=block,
+    q_layout=layout,
+    k_layout=layout,
+    v_layout=layout,
   )

@@ -72,7 +72,6 @@ class SplashAttentionTest(parameterized.TestCase):
     ("plain", {}, False, {}),
     ("of_deepseek", {"k": 192, "u": 128}, True, {}),
     ("odd_heads", {"b": 2, "h": 3}, True, {}),
-    ("gradient_of_queries_apart", {}, True, {"_MOST_COPIES": 1}),
     ("several_blocks_to_compute", {"length": 512}, True, {"_BLOCK": 256}),
   )
   def test_is_naive(self, shape, segmented, sizes):
@@ -140,12 +139,11 @@ class SplashAttentionTest(parameterized.TestCase):
     self.assertLen([name for name in names if "fwd" in name], forward)
     self.assertLen([name for name in names if "dkv" in name], 1)
 
-  def test_gradients_of_queries_are_written_for_few_blocks_of_keys(self):
-    for length, apart in ((8192, False), (16384, True)):
-      blocks = splash_attention._blocks(length, jnp.bfloat16)
-      self.assertEqual(blocks.block_q, 1024)
-      self.assertEqual(blocks.block_q_dq, 1024 if apart else None)
-    self.assertEqual(splash_attention._blocks(384, jnp.bfloat16).block_q, 128)
+  @parameterized.parameters((8192, 1024), (1536, 512), (384, 128))
+  def test_blocks_divide_the_length(self, length, expected):
+    blocks = splash_attention._blocks(length, jnp.bfloat16)
+    self.assertEqual(blocks.block_q, expected)
+    self.assertEqual(blocks.block_kv_dq, expected)
 
   @parameterized.named_parameters(
     ("suitable", {}, "splash"),
