@@ -199,15 +199,16 @@ def grouped(product: str, rows: int, n_groups: int, d: int, f: int):
   )
 
 
-def compiled(case: Case, folder: pathlib.Path) -> Resources | None:
+def compiled(case: Case, folder: pathlib.Path) -> Resources:
   """Compiles a kernel for one H100.
 
   Args:
     case: the kernel.
     folder: where compilers put their reports; emptied.
 
-  Returns:
-    What it takes, or None if the same program was compiled before.
+  Raises:
+    ValueError: there is no report, as when the same product was compiled
+      before.
   """
   import jax
   import numpy as np
@@ -226,7 +227,10 @@ def compiled(case: Case, folder: pathlib.Path) -> Resources | None:
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir()
   # Without the second, newer versions write no assembly.
-  dump = {"xla_dump_to": str(folder), "xla_dump_emitter_re": ".*"}
+  dump: dict[str, str | bool] = {
+    "xla_dump_to": str(folder),
+    "xla_dump_emitter_re": ".*",
+  }
   with jax.set_mesh(mesh), platforms.compiling_for("gpu"):
     lowered = (
       jax.jit(case.function).trace(*args).lower(lowering_platforms=("cuda",))
@@ -241,7 +245,7 @@ def compiled(case: Case, folder: pathlib.Path) -> Resources | None:
     return of_dump(folder)
   reports = sorted(folder.glob("*.ptxas"))
   if not reports:
-    return None
+    raise ValueError("ptxas: expected its report, found none")
   return of_report(
     _text(reports[0]),
     _text(reports[0].with_suffix(".ptx")),
@@ -323,14 +327,16 @@ def run(only: str) -> tuple[str, bool]:
   import jax
 
   folder = pathlib.Path(os.environ["MOSAIC_GPU_DUMP_TO"])
-  rows, well, known = [], True, {}
+  rows, well = [], True
+  known: dict[str, Resources] = {}
   for case in cases():
     if only not in case.kernel:
       continue
     of = str([(a.shape, a.dtype) for a in jax.tree.leaves(case.args)])
     try:
-      found = known.get(of) if "quantise" not in case.kernel else None
-      found = known[of] = found or compiled(case, folder)
+      if of not in known or "quantise" in case.kernel:
+        known[of] = compiled(case, folder)
+      found = known[of]
     except Exception as error:  # compilers raise several kinds
       line = str(error).splitlines()[0] if str(error) else ""
       verdict = f"FAILED: {type(error).__name__}: {line[:80]}"

@@ -232,7 +232,9 @@ def _kernel(
 
       def scaled():
         of_rows = a_tile_scales[slot, half]
-        of_columns = of_block if shared else b_tile_scales[slot]
+        of_columns = of_block
+        if b_tile_scales is not None:
+          of_columns = b_tile_scales[slot]
         # Copies may overwrite what was read only when they know of it.
         plgpu.commit_smem()
         return of_rows, of_columns

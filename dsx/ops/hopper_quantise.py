@@ -115,7 +115,7 @@ def weight(
   return forward, backward
 
 
-def _quantised(x, kinds, format: str, scale_format: str):
+def _quantised(x, kinds, format: fp8.Format, scale_format: fp8.ScaleFormat):
   hopper_target.check("hopper_quantise")
   _check(x, format, scale_format)
   *leading, rows, columns = x.shape
@@ -131,7 +131,7 @@ def _quantised(x, kinds, format: str, scale_format: str):
   outputs = [
     spec
     for axes, turned in kinds
-    for spec in _outputs(axes, turned, whole.shape, fp8.FORMATS[format])
+    for spec in _outputs(axes, turned, (batch, r, c), fp8.FORMATS[format])
   ]
   results = pl.pallas_call(
     functools.partial(
