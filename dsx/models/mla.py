@@ -107,7 +107,8 @@ class MLA(nn.Module):
         *self._rounded(query, *self._expand(latent, position)),
         scale=self._scale,
         segment_ids=segment_ids,
-        impl=self.execution.attention,
+        # Initialisation may be of a sequence too short for a kernel.
+        impl="auto" if self.is_initializing() else self.execution.attention,
         saved_as=saved_as,
       )  # [B, L, H, U]
     return self.o_proj(out.reshape(*out.shape[:2], -1)), entries
