@@ -118,6 +118,7 @@ def _time(step: ahead_of_time.CompiledStep) -> Iterator[tuple[str, str]]:
   if estimate.compiler is not None:
     yield "compiler's own estimate, without kernels", f"{estimate.compiler:.2f}"
     yield "kernels of grouped products at the peak", f"{estimate.kernels:.2f}"
+    yield "kernels of attention as scheduled", f"{estimate.attention:.2f}"
   yield "network, hidden behind computation", f"{estimate.hidden:.2f}"
   yield "network, not hidden", f"{estimate.exposed:.2f}"
   # Without the compiler's word for it, computation is at its best.

@@ -1,14 +1,15 @@
 """The step time that published rates allow a compiled program.
 
 Three parts. *Computation*: the compiler's own estimate of cycles where it gives
-one (TPUs), else all products at the published peak; products in kernels, which
-that estimate leaves out, at the peak. *Network*: every collective at published
-link rates (`parallel.links`), a ragged exchange by the rows that balanced
-routing sends. *Overlap*: what the program's schedule runs while a collective is
-under way hides it; the rest is added.
+one (TPUs), else all products at the published peak. Kernels, which it leaves
+out: the experts' at the peak, attention's at the share of it that their own
+schedules reach (docs/scale.md). *Network*: every collective at published link
+rates (`parallel.links`), a ragged exchange by the rows that balanced routing
+sends. *Overlap*: what the program's schedule runs while a collective is under
+way hides it; the rest is added.
 
-It is an estimate: no latency, no contention, balanced experts, and kernels as
-good as products can be. Nothing was measured on the machine.
+It is an estimate: no latency, no contention, balanced experts, and the experts'
+kernels as good as products can be. Nothing was measured on the machine.
 """
 
 import dataclasses
@@ -27,6 +28,12 @@ from dsx.training import ahead_of_time
 _HERTZ = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9, "tpu7x": 1.75e9}
 _UNKNOWN = 2**50  # the compiler's number where it knows none
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Splash attention: products with a query/key head and with a value head that a
+# kernel makes for a score, and the share of the peak that those of the scores
+# below the diagonal reach by libtpu's schedule, for v5p and 4,096 tokens.
+_ATTENTION = {"fwd": (1, 1, 0.48), "dkv": (2, 2, 0.64), "dq": (2, 1, 0.63)}
+_SPLASH = re.compile(r"splash_[a-z]+_(fwd|dkv|dq)_")
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, \w+=")
 # Forward is a third of forward and backward.
 _RECOMPUTED = {"none": 0.0, "paper": 0.0, "full": 1 / 3}
 
@@ -40,6 +47,7 @@ class Estimate:
     products: those that the program makes, recomputation included.
     compiler: the compiler's estimate of all but kernels, if it makes one.
     kernels: products of the experts in kernels, at the peak.
+    attention: kernels of attention, as fast as they are scheduled.
     hidden: collectives during which other work is scheduled.
     exposed: collectives that are waited for.
   """
@@ -48,6 +56,7 @@ class Estimate:
   products: float
   compiler: float | None
   kernels: float
+  attention: float
   hidden: float
   exposed: float
 
@@ -56,7 +65,7 @@ class Estimate:
     """All but the network."""
     if self.compiler is None:
       return self.products
-    return max(self.products, self.compiler + self.kernels)
+    return max(self.products, self.compiler + self.kernels + self.attention)
 
   @property
   def step(self) -> float:
@@ -99,6 +108,7 @@ def estimate(step: ahead_of_time.CompiledStep) -> Estimate:
     products=model * recomputed,
     compiler=cycles / hertz if hertz and cycles else None,
     kernels=in_kernels * recomputed,
+    attention=attention_flops(step) / peak,
     hidden=hidden,
     exposed=exposed,
   )
@@ -109,6 +119,33 @@ def expert_flops_per_token(config) -> float:
   matrices = 3 * config.hidden_size * config.moe_intermediate_size
   layers = config.num_moe_layers + config.num_nextn_predict_layers
   return 6.0 * layers * config.num_experts_per_tok * matrices
+
+
+def attention_flops(step: ahead_of_time.CompiledStep) -> float:
+  """FLOPs that a device could make at its peak while attention's kernels run.
+
+  As often as the program runs them, recomputation included. Other kernels of
+  attention than splash attention's are not known.
+  """
+  config, program, total = step.run.config, step.program, 0.0
+  scores = step.run.data.sequence_length**2 / 2
+  for name, times in program.runs(step.trips).items():
+    for line in program.computations[name].instructions.values():
+      found = _SPLASH.match(line.name)
+      if times and found and line.opcode == "custom-call":
+        on_keys, on_values, share = _ATTENTION[found[1]]
+        products = on_keys * config.qk_head_dim + on_values * config.v_head_dim
+        total += times * _heads(line) * 2 * scores * products / share
+  return total
+
+
+def _heads(kernel: hlo.Instruction) -> int:
+  """Heads of all sequences that a kernel of attention is given."""
+  operands = _OPERANDS.search(kernel.text)
+  for _, shape in hlo.arrays(operands[1] if operands else ""):
+    if len(shape) == 4:  # the queries: parts, heads of each, length and width
+      return shape[0] * shape[1]
+  raise ValueError(f"kernel {kernel.name}: expected operands of 4 dimensions")
 
 
 def _cycles(program: hlo.Program, trips: dict[str, int]) -> int:

@@ -128,6 +128,29 @@ class AheadOfTimeTest(parameterized.TestCase):
       estimate.model,
     )
 
+  def test_kernels_of_attention_take_time(self):
+    """Of 2 x 3 heads, and 2 x 3 heads again, of 16 tokens."""
+
+    def kernel(name):
+      return (
+        f"  %splash_mha_{name}.1 = (bf16[2,3,16,8]{{3,2,1,0}}) custom-call(%x),"
+        ' custom_call_target="tpu_custom_call", operand_layout_constraints='
+        "{s8[1,4,4]{2,1,0}, bf16[2,3,12,16]{3,2,1,0}, bf16[2,3,8,16]{3,2,1,0}},"
+        ' frontend_attributes={kernel_metadata={\n"a":"{}"\n}}, a={}\n'
+      )
+
+    names = "fwd_residuals", "dkv_segmented_no_residuals", "dq_no_residuals"
+    text = "ENTRY %main (x: f32[]) -> f32[] {\n  %x = f32[] parameter(0)\n"
+    text += "".join(map(kernel, names)) + "}\n"
+    step = dataclasses.replace(self.step, text=text)
+    config = step.run.config
+    k, u = config.qk_head_dim, config.v_head_dim
+    flops = 6 * 16**2 * ((k + u) / 0.48 + (2 * k + 2 * u) / 0.64)
+    flops += 6 * 16**2 * (2 * k + u) / 0.63
+    self.assertAlmostEqual(roofline.attention_flops(step) / flops, 1)
+    self.assertAlmostEqual(roofline.estimate(step).attention, flops / 459e12)
+    self.assertEqual(roofline.attention_flops(self.step), 0)
+
   def test_a_mesh_of_another_size(self):
     run = _run(mesh=mesh_lib.MeshShape(data=4, node=2, local=2))
     with self.assertRaisesRegex(ValueError, "does not match 8 devices"):
