@@ -25,11 +25,12 @@ class Interpretation:
   """How kernels are interpreted.
 
   Attributes:
-    multiprocessors: to pretend; few, so that each has several tiles to do.
+    multiprocessors: to pretend; few, so that each has several tiles to do, and
+      because older interpreters compile the kernel for each of them.
     races: whether to look for data races between warpgroups.
   """
 
-  multiprocessors: int = 2
+  multiprocessors: int = 1
   races: bool = False
 
   @property

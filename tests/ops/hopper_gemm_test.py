@@ -43,29 +43,22 @@ class HopperGemmTest(parameterized.TestCase):
     _assert_emulated(_multiplied(dy, w.transposed), dy, w.transposed)
 
   def test_tiles_along_terms_on_both_sides(self):
-    # As Wgrad has them. Three blocks for ten tiles of four slices: all buffers
+    # As Wgrad has them. Two blocks for ten tiles of four slices: all buffers
     # are used again, within a tile and from tile to tile, and races looked for.
     x = _drawn((510, 600), fp8.COLUMN_TILE, 0).transposed
     dy = _drawn((510, 256), fp8.COLUMN_TILE, 1)
-    _assert_emulated(_multiplied(x, dy, multiprocessors=3, races=True), x, dy)
+    _assert_emulated(_multiplied(x, dy, multiprocessors=2, races=True), x, dy)
 
-  def test_larger_tiles_and_bfloat16(self):
-    a = _drawn((130, 256), fp8.BLOCK_TILE, 0)
-    b = _drawn((256, 136), (256, 136), 1)
+  def test_larger_tiles_another_format_and_bfloat16(self):
+    a = _drawn((130, 256), fp8.BLOCK_TILE, 0, format="e5m2")
+    a = fp8.Quantised(a.values.at[5, 3].set(jnp.nan), a.scales, a.tile)
+    b = _drawn((256, 136), (256, 136), 1, format="e5m2")
     y = _multiplied(a, b, jnp.bfloat16)
     chex.assert_type(y, jnp.bfloat16)
-    _assert_emulated(y, a, b, rtol=2**-8)
-
-  def test_nan_stays_in_its_row(self):
-    a = _drawn((128, 128), fp8.ROW_TILE, 0, format="e5m2")
-    a = fp8.Quantised(a.values.at[5, 3].set(jnp.nan), a.scales, a.tile)
-    b = _drawn((128, 128), fp8.BLOCK_TILE, 1, format="e5m2")
-    y = np.array(_multiplied(a, b))
-    self.assertTrue(np.isnan(y[5]).all())
-    expected = np.array(fp8_product.multiply(a, b))
-    y[5] = expected[5] = 0
-    size = np.abs(expected).max()
-    np.testing.assert_allclose(y / size, expected / size, atol=2e-6)
+    # What is not a number stays in its row.
+    self.assertTrue(np.isnan(np.asarray(y[5])).all())
+    a = fp8.Quantised(a.values.at[5].set(0), a.scales, a.tile)
+    _assert_emulated(y.at[5].set(0), a, b, rtol=2**-8)
 
   def test_nothing_gives_zeros(self):
     a = fp8.quantise(jnp.ones((4, 0)), (4, 128))
