@@ -20,6 +20,7 @@ from dsx.ops import fp8_recipe
 from dsx.ops import fp8_swiglu
 from dsx.ops import linear
 from dsx.parallel import axes
+from dsx.parallel import fp8_layer
 
 
 class RMSNorm(nn.Module):
@@ -91,9 +92,14 @@ class Dense(nn.Module):
       return linear.matmul(x, dequantised(kernel, compute))
     # Master weights are rounded once, to FP8.
     probe = self.get_variable(fp8_probe.COLLECTION, fp8_probe.NAME)
-    if up is None:
-      return fp8_linear.matmul(x, kernel, fp8, probe)
-    return fp8_swiglu.matmul(x, up.astype(compute), kernel, fp8, probe)
+    inputs = (x,) if up is None else (x, up.astype(compute))
+    matmul = fp8_linear.matmul if up is None else fp8_swiglu.matmul
+
+    def core(*arrays):
+      *arrays, probe, spread = arrays
+      return matmul(*arrays, fp8, probe, spread)
+
+    return fp8_layer.run(core, inputs, kernel, probe, self.names)
 
 
 class SwiGLU(nn.Module):

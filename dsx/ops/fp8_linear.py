@@ -15,11 +15,13 @@ saves.
 Legend (parallel/axes.py): R rows (tokens), D in, F out.
 """
 
+import dataclasses
 import functools
 import logging
 from typing import Any
 
 import jax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
@@ -41,7 +43,50 @@ _TPU = ("TPU7x",)
 _TILES = {"tile": fp8.ROW_TILE, "block": fp8.BLOCK_TILE}
 
 
-def matmul(x, w, linear: fp8_recipe.Linear, probe=None):
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """How devices of a `jax.shard_map` body have parts of a matrix [D, F].
+
+  Attributes:
+    over: (dimension, mesh axes) pairs of what is to be gathered.
+  """
+
+  over: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+  def whole(self, w, recipe: fp8_recipe.Recipe) -> fp8.Quantised:
+    """The quantised matrix of a device's part; it travels in FP8 if it can."""
+    blocks = recipe.weight_granularity == "block"
+    if blocks and all(w.shape[d] % fp8.TILE == 0 for d, _ in self.over):
+      own = quantised_weight(w, recipe)
+      # As bytes: not every platform has collectives of FP8.
+      values = lax.bitcast_convert_type(own.values, jnp.uint8)
+      values, scales = self._gathered(values), self._gathered(own.scales)
+      values = lax.bitcast_convert_type(values, own.values.dtype)
+      return fp8.Quantised(values, scales, own.tile)
+    return quantised_weight(self._gathered(w), recipe)
+
+  def _gathered(self, x):
+    for dimension, names in self.over:
+      x = lax.all_gather(x, names, axis=dimension, tiled=True)
+    return x
+
+  def own(self, dw):
+    """A device's part of the sum of all devices' gradients."""
+    for dimension, names in self.over:
+      dw = lax.psum_scatter(dw, names, scatter_dimension=dimension, tiled=True)
+    return dw
+
+
+WHOLE = Spread()
+
+
+def matmul(
+  x,
+  w,
+  linear: fp8_recipe.Linear,
+  probe=None,
+  spread: Spread = WHOLE,
+):
   """x @ w in FP8, and so its gradient.
 
   Args:
@@ -51,6 +96,7 @@ def matmul(x, w, linear: fp8_recipe.Linear, probe=None):
     linear: of `Recipe.linear`.
     probe: float32 [3, WIDTH], zeros, whose cotangent is the sums of
       `fp8_probe` over x, w and the gradient of y; or None.
+    spread: what of w is elsewhere.
 
   Returns:
     [..., F] in x's dtype.
@@ -59,10 +105,11 @@ def matmul(x, w, linear: fp8_recipe.Linear, probe=None):
     ValueError: shapes do not fit together, or the recipe's implementation
       does not exist on this platform.
   """
-  check(x, w)
+  if not spread.over:
+    check(x, w)
   rows, w, probe = aligned(x.reshape(-1, x.shape[-1]), w, probe)
-  y = _matmul(rows, w, probe, linear)
-  return y.reshape(*x.shape[:-1], w.shape[1])
+  y = _matmul(rows, w, probe, linear, spread)
+  return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def check(x, w) -> None:
@@ -219,12 +266,12 @@ def _turned(tile: tuple[int, int]) -> tuple[int, int]:
   return fp8.COLUMN_TILE if tile == fp8.ROW_TILE else tile
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _matmul(x, w, probe, linear):
-  return forward(x, w, probe, linear)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _matmul(x, w, probe, linear, spread):
+  return forward(x, w, probe, linear, spread)[0]
 
 
-def forward(x, w, probe, linear: fp8_recipe.Linear):
+def forward(x, w, probe, linear: fp8_recipe.Linear, spread: Spread):
   """Fprop, and what Dgrad and Wgrad want of it.
 
   Args:
@@ -232,23 +279,25 @@ def forward(x, w, probe, linear: fp8_recipe.Linear):
     w: [D, F].
     probe: of `matmul`.
     linear: of the layer.
+    spread: of `matmul`.
 
   Returns:
     (y [R, F], (what waits of x, w, statistics of x or None)).
   """
   recipe = linear.recipe
   x_fp8 = quantised_input(x, recipe, linear.scale_format)
-  y = fprop(x_fp8, w, recipe, dtype=x.dtype)
+  y = fprop(x_fp8, spread.whole(w, recipe), recipe, dtype=x.dtype)
   seen = None if probe is None else fp8_probe.statistics(x, x_fp8)
   return y, (waiting(x, x_fp8, linear), w, seen)
 
 
-def _backward(linear, saved, dy):
-  waited, w, seen = saved
-  return gradients(waited, w, seen, dy, linear, dy.dtype)
+def _backward(linear, spread, saved, dy):
+  return gradients(*saved, dy, linear, spread, dy.dtype)
 
 
-def gradients(waited, w, seen, dy, linear: fp8_recipe.Linear, dtype):
+def gradients(
+  waited, w, seen, dy, linear: fp8_recipe.Linear, spread: Spread, dtype
+):
   """Dgrad and Wgrad.
 
   Args:
@@ -257,6 +306,7 @@ def gradients(waited, w, seen, dy, linear: fp8_recipe.Linear, dtype):
     seen: statistics of x, or None.
     dy: [R, F].
     linear: of the layer.
+    spread: of `matmul`.
     dtype: of the gradient of x.
 
   Returns:
@@ -264,25 +314,27 @@ def gradients(waited, w, seen, dy, linear: fp8_recipe.Linear, dtype):
     dy [3, WIDTH] or None).
   """
   recipe = linear.recipe
-  w_fp8 = quantised_weight(w, recipe)
+  w_fp8 = spread.whole(w, recipe)
   dy_fp8 = quantised_gradient(dy, recipe)
   dx = dgrad(dy_fp8, w_fp8, recipe, dtype=dtype)
   at_rest = isinstance(w, block_scaled.BlockScaled)
   if seen is not None:
+    own = quantised_weight(w, recipe) if spread.over else w_fp8
     wide = w.dequantise(jnp.float32) if at_rest else w
-    of_weights = fp8_probe.statistics(wide, w_fp8)
+    of_weights = fp8_probe.statistics(wide, own)
     of_gradients = fp8_probe.statistics(dy, dy_fp8)
     seen = jnp.stack([seen, of_weights, of_gradients])
   if at_rest:
     return dx, None, seen
   x_fp8 = retiled(waited, recipe, linear.scale_format)
-  return dx, wgrad(x_fp8, dy, recipe, dtype=w.dtype), seen
+  dw = spread.own(wgrad(x_fp8, dy, recipe))
+  return dx, dw.astype(w.dtype), seen
 
 
 _matmul.defvjp(forward, _backward)
 
 
-def rounded(x, recipe: fp8_recipe.Recipe):
+def rounded(x, recipe: fp8_recipe.Recipe) -> Any:
   """What FP8 makes of activations [..., C], whose gradient passes by.
 
   For what is no product but is asked to be FP8 nonetheless, by 1 x 128 tiles.
@@ -290,7 +342,7 @@ def rounded(x, recipe: fp8_recipe.Recipe):
   return _rounded(x, recipe, False)
 
 
-def rounded_weight(w, recipe: fp8_recipe.Recipe):
+def rounded_weight(w, recipe: fp8_recipe.Recipe) -> Any:
   """What FP8 makes of weights [..., D, F], whose gradient passes by."""
   if isinstance(w, block_scaled.BlockScaled):
     return w
@@ -339,7 +391,7 @@ def _multiply(a: fp8.Quantised, b: fp8.Quantised, recipe, dtype):
   if which == "kernel":
     from dsx.ops import hopper_gemm
 
-    return hopper_gemm.multiply(a, b).astype(dtype)
+    return hopper_gemm.multiply(a, b, dtype)
   if which == "native":
     from dsx.ops import fp8_native
 

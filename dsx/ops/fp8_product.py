@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsx.ops import fp8
+from dsx.ops import manual_axes
 
 Accumulation = Literal["float32", "exact", "tensor_core", "tensor_core_floor"]
 ACCUMULATIONS = ("float32", "exact", "tensor_core", "tensor_core_floor")
@@ -148,6 +149,7 @@ def _promoted(x, y, rows, columns, dot, add):
     return add(total, partial, scales)
 
   total = jnp.zeros((*x.shape[:-1], y.shape[-1]), jnp.float32)
+  total = manual_axes.like(total, x, y)
   return lax.fori_loop(0, slices, accumulate, total)
 
 
@@ -258,6 +260,7 @@ def _tensor_core(x, y, scales=None, *, cut):
     return _fixed_sum([total], _exponent(total), cut)
 
   total = jnp.zeros((*x.shape[:-1], y.shape[-1]), jnp.float32)
+  total = manual_axes.like(total, x, y)
   return lax.fori_loop(0, x.shape[-1] // TERMS, instruction, total)
 
 

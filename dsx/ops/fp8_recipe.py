@@ -17,6 +17,7 @@ import typing
 from typing import Literal
 
 from dsx.ops import fp8
+from dsx.ops import fp8_product
 
 Precision = Literal["float8", "compute"]
 Granularity = Literal["tile", "block", "tensor"]
@@ -76,7 +77,7 @@ class Recipe:
   gradient_granularity: Granularity = "tile"
   weight_granularity: Literal["block", "tensor"] = "block"
   scale_format: fp8.ScaleFormat = "float32"
-  accumulation: Literal["float32", "exact", "tensor_core"] = "float32"
+  accumulation: fp8_product.Accumulation = "float32"
   promote: bool = True
   cache_inputs: Precision = "float8"
   cache_attention_output: Literal["e5m6", "float8", "compute"] = "e5m6"
@@ -86,7 +87,7 @@ class Recipe:
   def __post_init__(self):
     self._check_fields()
     self._check_rules()
-    if not self.promote and self.accumulation != "tensor_core":
+    if not self.promote and not (self.accumulation.startswith("tensor_core")):
       for kind in ("activation", "gradient", "weight"):
         found = getattr(self, f"{kind}_granularity")
         if found != "tensor":

@@ -18,7 +18,14 @@ from dsx.ops import fp8_recipe
 _SAVED_AS = "swiglu_input"
 
 
-def matmul(gate, up, w, linear: fp8_recipe.Linear, probe=None):
+def matmul(
+  gate,
+  up,
+  w,
+  linear: fp8_recipe.Linear,
+  probe=None,
+  spread: fp8_linear.Spread = fp8_linear.WHOLE,
+):
   """(silu(gate) * up) @ w in FP8, which keeps gate and up in FP8.
 
   Args:
@@ -27,18 +34,20 @@ def matmul(gate, up, w, linear: fp8_recipe.Linear, probe=None):
     w: [D, F], as in `fp8_linear.matmul`.
     linear: of the layer that `w` is of.
     probe: likewise; its row of activations is about silu(gate) * up.
+    spread: likewise.
 
   Returns:
     [..., F] in gate's dtype.
   """
-  fp8_linear.check(gate, w)
+  if not spread.over:
+    fp8_linear.check(gate, w)
   width = gate.shape[-1]
   gate_rows, up_rows = gate.reshape(-1, width), up.reshape(-1, width)
   gate_rows, up_rows, w, probe = fp8_linear.aligned(
     gate_rows, up_rows, w, probe
   )
-  y = _matmul(gate_rows, up_rows, w, probe, linear)
-  return y.reshape(*gate.shape[:-1], w.shape[1])
+  y = _matmul(gate_rows, up_rows, w, probe, linear, spread)
+  return y.reshape(*gate.shape[:-1], y.shape[-1])
 
 
 def _swiglu(gate, up):
@@ -47,24 +56,24 @@ def _swiglu(gate, up):
   return jax.nn.silu(gate) * up
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _matmul(gate, up, w, probe, linear):
-  return _forward(gate, up, w, probe, linear)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _matmul(gate, up, w, probe, linear, spread):
+  return _forward(gate, up, w, probe, linear, spread)[0]
 
 
-def _forward(gate, up, w, probe, linear):
+def _forward(gate, up, w, probe, linear, spread):
   hidden = _swiglu(gate, up).astype(gate.dtype)
-  y, (_, *rest) = fp8_linear.forward(hidden, w, probe, linear)
+  y, (_, *rest) = fp8_linear.forward(hidden, w, probe, linear, spread)
   kept = [fp8_linear.quantised_input(x, linear.recipe) for x in (gate, up)]
   return y, (fp8_linear.named(kept, _SAVED_AS), *rest)
 
 
-def _backward(linear, saved, dy):
+def _backward(linear, spread, saved, dy):
   kept, *rest = saved
   inputs = (x.dequantise(jnp.float32) for x in kept)
   hidden, pull = jax.vjp(_swiglu, *inputs)
   dhidden, dw, dprobe = fp8_linear.gradients(
-    hidden, *rest, dy, linear, jnp.float32
+    hidden, *rest, dy, linear, spread, jnp.float32
   )
   dgate, dup = (d.astype(dy.dtype) for d in pull(dhidden))
   return dgate, dup, dw, dprobe
