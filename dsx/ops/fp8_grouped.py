@@ -59,8 +59,8 @@ class Batched(NamedTuple):
 class Blocks(NamedTuple):
   """Rows [M, ...] in blocks of `ROWS`, each of one expert.
 
-  A CPU multiplies all blocks at once, each by a copy of its matrix; elsewhere
-  blocks in use take turns.
+  A CPU multiplies all blocks at once, each by a copy of its matrix, and Hopper
+  has a kernel; elsewhere blocks in use take turns.
 
   Attributes:
     blocks: which expert each block is of.
@@ -74,6 +74,11 @@ class Blocks(NamedTuple):
 
   def fprop(self, x: fp8.Quantised, w: fp8.Quantised, dtype):
     """q(x) @ q(w) [M, F]; zeros in blocks that are not in use."""
+    if fp8_linear.implementation(self.recipe) == "kernel":
+      from dsx.ops import hopper_grouped
+
+      group, count = self.blocks.group, self.blocks.count
+      return hopper_grouped.multiply(x, w, group, dtype, count=count)
     if platforms.target() == "cpu":
       matrices = jax.tree.map(
         lambda a: permutation.take(a, self.blocks.group), w
@@ -96,6 +101,12 @@ class Blocks(NamedTuple):
 
   def wgrad(self, x: fp8.Quantised, dy: fp8.Quantised):
     """q(x)^T @ q(dy) of each expert's rows, float32 [E, D, F]."""
+    if fp8_linear.implementation(self.recipe) == "kernel":
+      from dsx.ops import hopper_grouped
+
+      return hopper_grouped.outer(
+        x, dy, self.blocks.group, self.n_experts, count=self.blocks.count
+      )
     if platforms.target() == "cpu":
       terms = _outer(_blocked(x), _blocked(dy), self.recipe)
       term = functools.partial(lax.dynamic_index_in_dim, terms, keepdims=False)
