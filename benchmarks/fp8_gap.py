@@ -42,17 +42,24 @@ class Setting:
     precision: `bfloat16`, `float32`, or the name of a gin file of precision.
     steps: of every run.
     seeds: how many runs.
+    slower: what the schedule's learning rates are divided by.
   """
 
   config: str
   precision: str
   steps: int
   seeds: int = 3
+  slower: int = 1
 
   @property
   def name(self) -> str:
     """As --only takes it."""
-    return f"{self.config}:{self.precision}:{self.steps}"
+    return f"{self.model}:{self.precision}:{self.steps}"
+
+  @property
+  def model(self) -> str:
+    """The model, and its learning rate where it is not the usual."""
+    return f"{self.config}/{self.slower}" if self.slower > 1 else self.config
 
 
 _MAIN = ("bfloat16", "fp8", "float32")
@@ -69,6 +76,7 @@ SETTINGS = (
   *(Setting("v3_tiny", precision, 300) for precision in _MAIN),
   *(Setting("v3_mini", precision, 150) for precision in _MAIN),
   *(Setting("v3_tiny", precision, 150) for precision in _MAIN[:2]),
+  *(Setting("v3_tiny", precision, 150, slower=3) for precision in _MAIN[:2]),
   *(Setting("v3_tiny", precision, 150) for precision in _ABLATIONS),
   *(Setting("v3_mini", precision, 150) for precision in _ABLATIONS),
 )
@@ -88,7 +96,15 @@ def build(setting: Setting):
   run = configuration.build(_TARGET)
   schedule = run.schedule
   tokens = setting.steps * schedule.batch_size * schedule.sequence_length
-  schedule = dataclasses.replace(schedule, total_tokens=tokens)
+  rates = {
+    name: getattr(schedule, name) / setting.slower
+    for name in (
+      "learning_rate",
+      "decayed_learning_rate",
+      "final_learning_rate",
+    )
+  }
+  schedule = dataclasses.replace(schedule, total_tokens=tokens, **rates)
   return dataclasses.replace(run, schedule=schedule)
 
 
@@ -171,7 +187,7 @@ def complete(setting: Setting, work: pathlib.Path) -> None:
   }
   trained = None
   for seed in range(setting.seeds):
-    key = (setting.config, setting.precision, setting.steps, seed)
+    key = (setting.model, setting.precision, setting.steps, seed)
     if key in done:
       continue
     if trained is None:
@@ -179,7 +195,7 @@ def complete(setting: Setting, work: pathlib.Path) -> None:
       prepare.ensure(run.data)
       trained = Trained(run)
     result = {
-      "config": setting.config,
+      "config": setting.model,
       "precision": setting.precision,
       "steps": setting.steps,
       "seed": seed,

@@ -136,14 +136,14 @@ def comparisons(results: list[dict]) -> list[Comparison]:
   return found
 
 
-def _order(item):
-  """Smaller models first; of one model, its longest runs."""
-  (config, steps), group = item
-  first = next(iter(group.values()))
-  return (-_SIZES.index(config) if config in _SIZES else 0, -steps, len(first))
+def _order(item) -> tuple:
+  """Larger models last, before them slower ones; of one its longest runs."""
+  (config, steps), _ = item
+  name, _, slower = config.partition("/")
+  return name in _LARGER, slower, -steps
 
 
-_SIZES = ("v3_mini", "v3_tiny")
+_LARGER = ("v3_mini",)
 
 
 def _comparison(config, steps, name, pairs) -> Comparison:
@@ -165,7 +165,7 @@ def table(found: list[Comparison]) -> str:
 
 
 def plot(found: list[Comparison], path: pathlib.Path) -> None:
-  """Draws every model's differences over training."""
+  """Draws every model's differences over training, and its ablations'."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -173,24 +173,40 @@ def plot(found: list[Comparison], path: pathlib.Path) -> None:
 
   from dsx.training import canvas
 
-  longest: dict[str, int] = {}
-  for one in found:
-    longest[one.config] = max(longest.get(one.config, 0), one.steps)
+  panels = _panels(found)
+  columns = min(2, len(panels))
+  lines = -(-len(panels) // columns)
   with plt.rc_context(canvas.STYLE):
-    size = (5.2 * len(longest), 7.0)
-    figure, all_axes = plt.subplots(
-      *(2, len(longest)), figsize=size, squeeze=False, layout="constrained"
+    size = (5.2 * columns, 3.4 * lines)
+    figure, grid = plt.subplots(
+      *(lines, columns), figsize=size, squeeze=False, layout="constrained"
     )
-    for column, (config, steps) in enumerate(longest.items()):
-      own = [c for c in found if (c.config, c.steps) == (config, steps)]
-      _draw(all_axes[0, column], config, own, _MAIN)
-      _draw(all_axes[1, column], f"{config}, ablations", own, _ABLATIONS)
+    for axes in grid.flat[len(panels) :]:
+      axes.set_visible(False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+      _draw(axes, *panel)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
 
 
-_MAIN = {"float32": "GREEN", "fp8": "BLUE"}
+def _panels(found: list[Comparison]) -> list[tuple]:
+  """(title, comparisons, colours): the longest runs of a model, ablations."""
+  groups: dict[tuple[str, int], list[Comparison]] = {}
+  for one in found:
+    groups.setdefault((one.config, one.steps), []).append(one)
+  panels, drawn = [], set()
+  for (config, steps), own in groups.items():
+    title = f"{config}, {steps} steps"
+    if config not in drawn:
+      panels.append((title, own, _MAIN))
+      drawn.add(config)
+    if any(c.name in _ABLATIONS and c.name != "fp8" for c in own):
+      panels.append((f"{title}: ablations, means", own, _ABLATIONS))
+  return panels
+
+
+_MAIN = {OTHER_SEED: "ORANGE", "float32": "GREEN", "fp8": "BLUE"}
 _ABLATIONS = {
   "fp8": "BLUE",
   "fp8_power_of_two": "SKY",
@@ -203,30 +219,31 @@ _ABLATIONS = {
 
 
 def _draw(axes, title: str, found: list[Comparison], colors: dict) -> None:
+  """One panel; each run is a thin line where the colours are `_MAIN`."""
   from dsx.training import canvas
 
   axes.set_title(title)
   axes.axhspan(-BAR, BAR, color=canvas.GREY, alpha=0.18, linewidth=0)
   axes.axhline(0, color=canvas.GREY, linewidth=0.8)
-  for one in found:
-    steps = np.arange(1, one.steps + 1)[_WARM:]
-    curves = one.curves[:, _WARM:]
-    if one.name == OTHER_SEED and colors is _MAIN:
-      for i, curve in enumerate(curves):
-        label = "bfloat16, another seed" if i == 0 else None
-        axes.plot(
-          steps, curve, color=canvas.ORANGE, lw=0.9, alpha=0.8, label=label
-        )
+  for one in sorted(found, key=lambda c: c.name != OTHER_SEED):
     if one.name not in colors:
       continue
     color = getattr(canvas, colors[one.name])
+    steps = np.arange(1, one.steps + 1)[_WARM:]
+    curves = one.curves[:, _WARM:]
     if colors is _MAIN:
-      for curve in curves:
-        axes.plot(steps, curve, color=color, linewidth=0.6, alpha=0.45)
-    axes.plot(steps, curves.mean(0), color=color, label=one.name, zorder=4)
+      axes.plot(steps, curves.T, color=color, linewidth=0.6, alpha=0.5)
+    # The sign of a difference between seeds means nothing, nor does its mean.
+    shown = curves[0] if one.name == OTHER_SEED else curves.mean(0)
+    width = 0.6 if one.name == OTHER_SEED else 1.7
+    axes.plot(steps, shown, color=color, label=one.name, linewidth=width)
+  low, high = axes.get_ylim()
+  room = 0.12 + 0.08 * -(-len(axes.get_legend_handles_labels()[0]) // 2)
+  axes.set_ylim(low, high + room * (high - low))
+  axes.legend(loc="upper left", ncols=2)
+  axes.set_xlim(0)
   axes.set_xlabel("step")
   axes.set_ylabel("smoothed loss against bfloat16, %")
-  canvas.legend(axes)
 
 
 def record(results: list[dict]) -> str:

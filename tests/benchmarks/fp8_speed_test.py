@@ -28,10 +28,16 @@ class FP8SpeedTest(absltest.TestCase):
     )
 
   def test_median_of_ratios_is_over_rounds(self):
-    measured = [[0.1, 0.2], [0.1, 0.3], [0.4, 0.4]]
+    seconds = [[0.1, 0.2], [0.1, 0.3], [0.4, 0.4]]
+    measured = [[fp8_speed.Times(t, 2 * t) for t in pair] for pair in seconds]
     rows = fp8_speed.rows("v3_tiny", measured)
-    self.assertEqual(rows[1], ["v3_tiny", "2", "100", "300", "3.00"])
-    self.assertEqual(rows[-1], ["v3_tiny", "median", "100", "300", "2.00"])
+    self.assertEqual(
+      rows[1], ["v3_tiny", "2", "100", "300", "3.00", "200", "600", "3.00"]
+    )
+    self.assertEqual(
+      rows[-1],
+      ["v3_tiny", "median", "100", "300", "2.00", "200", "600", "2.00"],
+    )
 
 
 if __name__ == "__main__":
