@@ -1,4 +1,8 @@
-"""Quantisation to FP8 on Hopper: the fast form of `fp8.quantise`, same bits.
+"""Quantisation to FP8 on Hopper: the fast form of `fp8.quantise`.
+
+Its bits are those that `fp8.quantise` gives numpy and CPUs. Through XLA on a
+GPU that one may differ in a scale's last bit, because XLA divides there with an
+error of up to two units.
 
 Quantising moves bytes and does little else, so one read of a matrix gives all
 that is made of it: `both` the 1 x 128 tiles that Fprop or Dgrad multiplies and
@@ -222,7 +226,7 @@ def _scales(largest, limit: float, powers_of_two: bool, divide):
 
 
 def _divided(x, divisor):
-  """x / divisor, rounded once; Triton's own division is off by two units."""
+  """x / divisor, rounded once, as Triton's own division is not."""
   (quotient,) = pallas_triton.elementwise_inline_asm(
     "div.rn.f32 $0, $1, $2;",
     args=[x, divisor],
