@@ -92,10 +92,9 @@ def decode(x: E5M6, dtype):
     x: of `encode`.
     dtype: of the result; narrower ones are rounded to once, from float32.
   """
-  pairs = x.low.astype(jnp.int32)
-  nibbles = jnp.concatenate([pairs & np.int32(15), pairs >> 4], -1)
+  nibbles = jnp.concatenate([x.low & np.uint8(15), x.low >> np.uint8(4)], -1)
   nibbles = nibbles[..., : x.shape[-1]]
-  bits = (x.high.astype(jnp.int32) << 4) | nibbles
+  bits = (x.high.astype(jnp.int32) << 4) | nibbles.astype(jnp.int32)
   magnitude = bits & np.int32(0x7FF)
   shifted = magnitude << (23 - _MANTISSA_BITS)
   normal = lax.bitcast_convert_type(shifted + np.int32(112 << 23), jnp.float32)
