@@ -123,14 +123,9 @@ class Experts(nn.Module):
       c,
       impl=self.execution.experts,
       dispatch=self.execution.dispatch,
-      **self._fp8_arguments(),
+      fp8=self._fp8,
+      probe=self.get_variable(fp8_probe.COLLECTION, fp8_probe.NAME),
     )
-
-  def _fp8_arguments(self) -> dict:
-    if self._fp8 is None:
-      return {}
-    probe = self.get_variable(fp8_probe.COLLECTION, fp8_probe.NAME)
-    return {"fp8": self._fp8, "probe": probe}
 
   @property
   def _fp8(self) -> fp8_recipe.Recipe | None:
