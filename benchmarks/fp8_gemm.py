@@ -33,8 +33,9 @@ from benchmarks import report
 _DEEPGEMM = 1550.0
 # Inputs that take turns, so that none is found in the cache.
 _SETS = 3
-# Tensor cores cut sums of FP8 products to 14 bits (section 3.5.2).
-_WRONG = 2e-3
+# Tensor cores cut sums of FP8 products to 14 bits (section 3.5.2), which in a
+# model of them costs rows 6e-4 at most; a wrong tile costs them more than this.
+_WRONG = 1e-2
 _PRODUCTS = ("fprop", "dgrad", "wgrad", "all three")
 _TINY_LAYERS = (("tiny", 256, 128),)
 _HEADER = [
@@ -362,12 +363,17 @@ def _experts_wgrad(alone, forward, group, shape) -> Ways:
 
 
 def _error(found, expected) -> float:
-  """||found - expected|| / ||expected||; infinite where one is not finite."""
+  """The worst of all rows' ||found - expected|| / ||expected||.
+
+  Infinite where something is not finite, or not zero where it should be.
+  """
   import numpy as np
 
   found, expected = (np.asarray(x, np.float64) for x in (found, expected))
-  size = np.linalg.norm(expected)
-  error = np.linalg.norm(found - expected) / size
+  wrong = np.linalg.norm(found - expected, axis=-1)
+  size = np.linalg.norm(expected, axis=-1)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    error = np.where(wrong == 0, 0, wrong / size).max()
   return float(error) if np.isfinite(error) else float("inf")
 
 
@@ -452,8 +458,9 @@ def run(flags: argparse.Namespace) -> tuple[str, bool]:
   said = f"`{command}`: {device.device_kind}, jax {jax.__version__}.\n\n"
   checks = checked(flags.tiny)
   said += (
-    "Relative error to the emulation; of quantisation the share of numbers "
-    "with other bits.\n\n" + report.table(["kernel", "error", ""], checks)
+    "Relative error of the worst row to the emulation; of quantisation the "
+    "share of numbers with other bits.\n\n"
+    + report.table(["kernel", "error", ""], checks)
   )
   print(said, flush=True)
   if any(row[-1] != "ok" for row in checks):
