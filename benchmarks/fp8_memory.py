@@ -111,7 +111,12 @@ def build(case: Case, remat: str, flags: argparse.Namespace):
 
 
 def compile_case(case: Case, remat: str, flags: argparse.Namespace) -> dict:
-  """Compiles a case; returns bytes of its state and of its temporaries."""
+  """Compiles a case.
+
+  Returns:
+    Bytes of its state, of its temporaries and of what a device sends to others
+    by exchanges of rows, and seconds that it took.
+  """
   from dsx.parallel import topology
   from dsx.training import ahead_of_time
 
@@ -120,9 +125,11 @@ def compile_case(case: Case, remat: str, flags: argparse.Namespace) -> dict:
     name = f"{name.partition(':')[0]}:1x8"
   run = build(case, remat, flags)
   step = ahead_of_time.compile_step(run, topology.find(name))
+  exchanges = [c for c in step.collectives if c.op.endswith("all-to-all")]
   return {
     "state": step.memory.state,
     "temporaries": step.memory.temporaries,
+    "sent": sum(c.total_wire_bytes for c in exchanges),
     "seconds": round(step.trace_seconds + step.compile_seconds, 1),
   }
 
@@ -163,6 +170,7 @@ def table(found: list[dict]) -> str:
   header = ["program"]
   for remat in _REMATS:
     header += [f"remat {remat}: state MiB", "temporary MiB", "saved MiB"]
+  header.append("sent MiB")
   by_key = {(one["case"], one["remat"]): one for one in found}
   rows = []
   for case in CASES:
@@ -175,6 +183,8 @@ def table(found: list[dict]) -> str:
         continue
       cells += [_mib(own["state"]), _mib(own["temporaries"])]
       cells.append("" if other is None else _mib(_total(other) - _total(own)))
+    sent = by_key.get((case.name, "none"), {}).get("sent")
+    cells.append(_mib(sent) if sent else "")
     rows.append(cells)
   return report.table(header, rows)
 

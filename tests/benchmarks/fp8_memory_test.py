@@ -65,13 +65,14 @@ class MeasureTest(absltest.TestCase):
         "remat": "none",
         "state": state * _MIB,
         "temporaries": temporaries * _MIB,
+        "sent": 7 * _MIB,
       }
       for case, (state, temporaries) in sizes.items()
     ]
     lines = fp8_memory.table(found).splitlines()
     (line,) = (line for line in lines if line.startswith(f"| {name}"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    self.assertEqual(cells, [name, "100", "42", "8", "", "", ""])
+    self.assertEqual(cells, [name, "100", "42", "8", "", "", "", "7"])
 
 
 if __name__ == "__main__":
