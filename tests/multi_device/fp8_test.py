@@ -59,7 +59,13 @@ def _problem():
 
 
 def _run(
-  problem, shape, *, strategy="zero1", recipe=_RECIPE, probe=None, **fields
+  problem,
+  shape,
+  *,
+  strategy: Any = "zero1",
+  recipe: fp8_recipe.Recipe | None = _RECIPE,
+  probe=None,
+  **fields,
 ) -> Any:
   """(y, dx, dweight, dkernels, sums of the probe)."""
   x, index, weight, kernels, dy = problem
@@ -96,21 +102,33 @@ def _error(found, expected):
 
 
 class Fp8Test(parameterized.TestCase):
-  alone: dict = {}
+  results: dict = {}
+
+  def _found(self, shape, **fields):
+    """What `_run` returns; compiled once for all tests."""
+    key = (tuple(shape.items()), tuple(fields.items()))
+    if key not in self.results:
+      flags = dict(fields)
+      if flags.pop("probe", False):
+        flags["probe"] = jnp.zeros((3, 3, fp8_probe.WIDTH))
+      self.results[key] = _run(_problem(), shape, **flags)
+    return self.results[key]
 
   def _alone(self, **fields):
-    """On one device; compiled once for all tests."""
-    key = tuple(fields.items())
-    if key not in self.alone:
-      self.alone[key] = _run(_problem(), {}, **fields)
-    return self.alone[key]
+    """On one device."""
+    return self._found({}, probe=not fields, **fields)
 
   # Rows are quantised one by one, so they do not know where they are: what
   # differs is the order of float32 sums, and FP8 numbers an ulp from a tie.
   # Where rows arrive in the order of tokens, that holds for weights too;
   # elsewhere other tokens share their tiles, and differ as much as FP8 does.
   @parameterized.named_parameters(
-    ("flat", {"node": 2, "local": 4}, {"transport": "flat"}, True),
+    (
+      "flat",
+      {"node": 2, "local": 4},
+      {"transport": "flat", "probe": True},
+      True,
+    ),
     (
       "flat_float8",
       {"node": 2, "local": 4},
@@ -129,7 +147,7 @@ class Fp8Test(parameterized.TestCase):
     ("rounds", {"local": 4, "data": 2}, {"capacity_factor": 0.5}, False),
   )  # fmt: skip
   def test_equals_one_device(self, shape, fields, in_order):
-    found = _run(_problem(), shape, **fields)
+    found = self._found(shape, **fields)
     wire = {k: v for k, v in fields.items() if k == "dtype"}
     expected = self._alone(**wire)
     for one, other in zip(found[:3], expected[:3], strict=True):
@@ -159,9 +177,8 @@ class Fp8Test(parameterized.TestCase):
 
   def test_probe_counts_all_devices(self):
     shape = {"node": 2, "local": 4}
-    probe = jnp.zeros((3, 3, fp8_probe.WIDTH))
-    sums = _run(_problem(), shape, probe=probe)[4]
-    expected = _run(_problem(), {}, probe=probe)[4]
+    sums = self._found(shape, transport="flat", probe=True)[4]
+    expected = self._alone()[4]
     # Rows count once on each device that they reach, at most K.
     rows, rows_alone = sums[0, 0, 0], expected[0, 0, 0]
     self.assertBetween(float(rows / rows_alone), 1.0, 2.0)

@@ -37,26 +37,24 @@ _COMPUTE = dataclasses.replace(
 
 def _inputs(n_tokens=300, n_experts=3, k=2, d=140, f=136, skew=1.0):
   """Arguments of `expert_mlp`, with outliers, and a cotangent."""
-  keys = jax.random.split(jax.random.key(n_tokens), 7)
-  scores = jax.random.normal(keys[0], (n_tokens, n_experts))
-  scores += skew * jnp.arange(n_experts)[None, :]
-  _, index = jax.lax.top_k(scores, k)
-  index = index.at[n_tokens // 2, 0].set(-1)
+  rng = np.random.default_rng(n_tokens)
+  scores = rng.normal(size=(n_tokens, n_experts)) + skew * np.arange(n_experts)
+  index = np.argsort(-scores, axis=1)[:, :k].astype(np.int32)
+  index[n_tokens // 2, 0] = -1
 
-  def draw(key, shape):
-    rows, columns = jnp.exp(jax.random.normal(key, (2, max(shape))))
-    x = jax.random.normal(key, shape)
-    scale = rows[: shape[-2], None] * columns[None, : shape[-1]]
-    return x * scale.reshape((1,) * (x.ndim - 2) + scale.shape) / d**0.5
+  def draw(*shape):
+    scale = np.exp(rng.normal(size=(shape[-2], 1)) + rng.normal(size=shape[-1]))
+    return (rng.normal(size=shape) * scale / d**0.5).astype(np.float32)
 
-  return (
-    draw(keys[1], (n_tokens, d)),
+  arrays = (
+    draw(n_tokens, d),
     index,
-    jax.random.uniform(keys[2], (n_tokens, k)),
-    draw(keys[3], (n_experts, d, f)),
-    draw(keys[4], (n_experts, d, f)),
-    draw(keys[5], (n_experts, f, d)),
-  ), draw(keys[6], (n_tokens, d))
+    rng.uniform(size=(n_tokens, k)).astype(np.float32),
+    draw(n_experts, d, f),
+    draw(n_experts, d, f),
+    draw(n_experts, f, d),
+  )
+  return tuple(map(jnp.asarray, arrays)), jnp.asarray(draw(n_tokens, d))
 
 
 def _value_and_grads(impl, recipe, dispatched, inputs, dout, probe):
@@ -105,18 +103,16 @@ def _error(found, expected):
 
 def _product(a: fp8.Quantised, b: fp8.Quantised):
   """In numpy, term by term of 128."""
-  (a, a_scales), (b, b_scales) = (
-    (
-      np.asarray(q.values).astype(np.float64),
-      np.asarray(fp8.expand(q.scales, q.tile, q.shape), np.float64),
-    )
+  left, right = (np.asarray(q.values).astype(np.float64) for q in (a, b))
+  left_scales, right_scales = (
+    np.asarray(fp8.expand(q.scales, q.tile, q.shape), np.float64)
     for q in (a, b)
   )
-  total = np.zeros((a.shape[0], b.shape[1]))
-  for k in range(0, a.shape[1], 128):
+  total = np.zeros((left.shape[0], right.shape[1]))
+  for k in range(0, left.shape[1], 128):
     terms = slice(k, k + 128)
-    scales = a_scales[:, terms][:, :1] * b_scales[terms][:1]
-    total += (a[:, terms] @ b[terms]) * scales
+    scales = left_scales[:, k : k + 1] * right_scales[k : k + 1]
+    total += (left[:, terms] @ right[terms]) * scales
   return total.astype(np.float32)
 
 
@@ -124,7 +120,9 @@ def _sigmoid(x):
   return (1 + np.tanh(x / 2)) / 2
 
 
-def _definition(inputs, dout, *, cache: bool, scale_format="float32"):
+def _definition(
+  inputs, dout, *, cache: bool, scale_format: fp8.ScaleFormat = "float32"
+):
   """Expert by expert in numpy: values and gradients of all but `index`.
 
   `scale_format` is that of what enters: rows and gradients of results.
@@ -213,7 +211,6 @@ class Fp8ExpertsTest(parameterized.TestCase):
   @parameterized.parameters(
     ("block", "block", "block"),
     ("tensor", "tensor", "tensor"),
-    ("tile", "tensor", "block"),
   )
   def test_layouts_agree_at_any_granularity(self, activations, gradients, w):
     recipe = dataclasses.replace(
@@ -228,9 +225,6 @@ class Fp8ExpertsTest(parameterized.TestCase):
     found = _compiled("auto", recipe, inputs, dout)
     expected = _compiled("dense", recipe, inputs, dout)
     self._assert_close(found, expected, 1e-3)
-    wide = _compiled("dense", None, inputs, dout)
-    for one, other in zip(found, wide, strict=True):
-      self.assertBetween(_error(one, other), 1e-3, 0.3)
 
   def test_tiles_do_not_know_the_capacity(self):
     inputs, dout = _inputs(d=40, f=24)
