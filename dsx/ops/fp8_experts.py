@@ -32,20 +32,16 @@ from jax import lax
 import jax.numpy as jnp
 
 from dsx.ops import block_scaled
-from dsx.ops import expert_slots
 from dsx.ops import fp8
 from dsx.ops import fp8_grouped
 from dsx.ops import fp8_linear
+from dsx.ops import fp8_places
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_recipe
+from dsx.ops import fp8_rows
 from dsx.ops import manual_axes
 from dsx.ops import permutation
 from dsx.ops import platforms
-from dsx.ops import row_blocks
-
-# Slots per expert over the mean load, a multiple of `_ROUND`.
-_SLACK = 1.125
-_ROUND = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +114,8 @@ def run(x, index, weight, weights, way: Way, probe=None):
     )
   leaves, tree = jax.tree.flatten((x, index, weight, weights, probe))
   leaves = manual_axes.align(*leaves)
-  return _run(*jax.tree.unflatten(tree, leaves), way)
+  y: Any = _run(*jax.tree.unflatten(tree, leaves), way)
+  return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -144,96 +141,11 @@ def _backward(way: Way, saved, dout):
 _run.defvjp(_forward, _backward)
 
 
-# Where rows lie.
-
-
-class _Places(NamedTuple):
-  """Where each copy of each token goes. A copy is t * K + k.
-
-  Attributes:
-    copy: int32 [N, R] or [M], the copy in each place; T * K where there is
-      none.
-    place: int32 [T, K], the place of each copy; past the last for none.
-    products: of rows in these places.
-    slots: the overflow, if there can be any.
-  """
-
-  copy: jax.Array
-  place: jax.Array
-  products: fp8_grouped.Products
-  slots: expert_slots.Slots | None
-
-
-def _places(index, n_experts: int, way: Way) -> _Places:
-  recipe, n_tokens = way.recipe, index.shape[0]
-  if way.impl == "slots":
-    slots = _slots(index, n_experts)
-    copy = jnp.where(slots.filled, slots.copy, index.size)
-    products = fp8_grouped.Batched(recipe)
-    whole = copy.shape[1] >= n_tokens  # an expert has a token only once
-    return _Places(copy, slots.slot, products, None if whole else slots)
-  if way.impl == "dense":
-    blocks = row_blocks.spare(n_experts, n_tokens, fp8_grouped.ROWS)
-    products = fp8_grouped.OneByOne(n_experts, recipe)
-  else:
-    sizes = permutation.group_sizes(index, n_experts)
-    blocks = row_blocks.pad(sizes, way.copies, fp8_grouped.ROWS)
-    products = fp8_grouped.Blocks(blocks, n_experts, recipe)
-  copy, place = _in_blocks(index, n_experts, blocks)
-  return _Places(copy, place, products, None)
-
-
-def _in_blocks(index, n_experts: int, blocks: row_blocks.Padded):
-  """The copy in each row of the blocks, and the row of each copy."""
-  order = permutation.by_expert(index, n_experts)
-  sizes = permutation.group_sizes(index, n_experts)
-  first = jnp.cumsum(sizes) - sizes
-  shift = blocks.first - first  # from sorted rows to rows in blocks
-  known = (index >= 0) & (index < n_experts)
-  expert = jnp.where(known, index, 0)
-  n_rows = blocks.group.shape[0] * fp8_grouped.ROWS
-  place = jnp.where(known, order.row + permutation.take(shift, expert), n_rows)
-  group = jnp.repeat(blocks.group, fp8_grouped.ROWS)
-  row = jnp.arange(n_rows, dtype=jnp.int32) - permutation.take(shift, group)
-  stop = permutation.take(first + sizes, group)
-  copy = order.copy.at[jnp.where(row < stop, row, index.size)].get(
-    mode="fill", fill_value=index.size
+def _entering(tokens, copy, k: int, way: Way) -> fp8.Quantised:
+  """Rows for Fprop of gate and up, of tokens that are quantised or not."""
+  return fp8_linear.quantised_input(
+    fp8_places.gather(tokens, copy, k), way.entering
   )
-  return copy, place
-
-
-def _slots(index, n_experts: int) -> expert_slots.Slots:
-  capacity = -(-int(_SLACK * index.size) // n_experts)
-  capacity = min(-(-capacity // _ROUND) * _ROUND, index.shape[0])
-  tile = fp8_grouped.ROWS
-  return expert_slots.assign(index, n_experts, capacity, tile, tile=tile)
-
-
-def _gather(tokens, copy, k: int):
-  """Rows of tokens [T, ...] for copies; zeros where there is none."""
-
-  def gather(x):
-    if x.dtype.itemsize > 1:
-      return x.at[copy // k].get(mode="fill", fill_value=0)
-    # A CPU picks and masks bytes several times faster than it does float8.
-    bits = lax.bitcast_convert_type(x, jnp.uint8)
-    bits = bits.at[copy // k].get(mode="fill", fill_value=0)
-    return lax.bitcast_convert_type(bits, x.dtype)
-
-  return jax.tree.map(gather, tokens)
-
-
-def _shares(weight, copy):
-  """Gate weights of copies, zero where there is none."""
-  flat = weight.astype(jnp.float32).reshape(-1)
-  return flat.at[copy].get(mode="fill", fill_value=0)
-
-
-def _gather_sum(y, place):
-  """Sums the rows of each token, float32 [T, D]."""
-  y = y.reshape(-1, y.shape[-1])
-  rows = y.at[place].get(mode="fill", fill_value=0)
-  return rows.sum(1, dtype=jnp.float32)
 
 
 def _expert(tree, e):
@@ -241,134 +153,6 @@ def _expert(tree, e):
   return jax.tree.map(
     lambda a: lax.dynamic_index_in_dim(a, e, 0, keepdims=True), tree
   )
-
-
-# One batch of rows through their experts.
-
-
-def _entering(tokens, copy, k: int, way: Way) -> fp8.Quantised:
-  """Rows for Fprop of gate and up, of tokens that are quantised or not."""
-  return fp8_linear.quantised_input(_gather(tokens, copy, k), way.entering)
-
-
-def _through(rows: fp8.Quantised, share, weights, products, way: Way):
-  """Rows through their experts.
-
-  Args:
-    rows: [..., R, D].
-    share: float32 [..., R], gate weights.
-    weights: quantised.
-    products: of these rows.
-    way: how.
-
-  Returns:
-    (y [..., R, D], SwiGLU's inputs, its output and that quantised).
-  """
-  gate, up, down = weights
-  gated = products.fprop(rows, gate, way.dtype)
-  passed = products.fprop(rows, up, way.dtype)
-  hidden = _hidden(*(a.astype(jnp.float32) for a in (gated, passed)), share)
-  hidden = hidden.astype(way.dtype)
-  hidden_fp8 = fp8_linear.quantised_input(hidden, way.recipe)
-  y = products.fprop(hidden_fp8, down, way.dtype)
-  return y, (gated, passed), (hidden, hidden_fp8)
-
-
-def _hidden(gated, passed, share):
-  """silu(gate) * up * gate weight."""
-  return jax.nn.silu(gated) * passed * share[..., None]
-
-
-def _waiting(inputs, way: Way):
-  """SwiGLU's inputs as they wait for the backward pass."""
-  if way.recipe.cache_swiglu_inputs == "compute":
-    return inputs
-  return tuple(
-    fp8.quantise(
-      a,
-      fp8.ROW_TILE,
-      format=way.recipe.activation_format,
-      scale_format=way.recipe.scale_format,
-    )
-    for a in inputs
-  )
-
-
-def _wide(x):
-  if isinstance(x, fp8.Quantised):
-    return x.dequantise(jnp.float32)
-  return x.astype(jnp.float32)
-
-
-class _Gradients(NamedTuple):
-  """Of one batch of rows.
-
-  Attributes:
-    rows: float32 [..., R, D].
-    share: float32 [..., R].
-    weights: float32, of gate, up and down.
-    of_inputs: of SwiGLU's inputs, each as it is and quantised.
-  """
-
-  rows: Any
-  share: Any
-  weights: tuple
-  of_inputs: tuple
-
-
-def _back_through(rows, share, inputs, dy, weights, products, way: Way):
-  """Gradients of `_through`.
-
-  Args:
-    rows: [..., R, D], quantised by tiles along rows.
-    share: float32 [..., R].
-    inputs: SwiGLU's, as they waited.
-    dy: [..., R, D], the gradient of y, quantised for (Dgrad, Wgrad).
-    weights: quantised.
-    products: of these rows.
-    way: how.
-  """
-  recipe = way.recipe
-  gate, up, down = weights
-  dhidden = products.dgrad(dy[0], down, way.dtype).astype(jnp.float32)
-  gated, passed = (_wide(a) for a in inputs)
-  sigmoid = jax.nn.sigmoid(gated)
-  silu = gated * sigmoid
-  dshare = (dhidden * silu * passed).sum(-1)
-  share = share[..., None]
-  dhidden = dhidden * share
-  slope = sigmoid + silu * (1.0 - sigmoid)
-  # Each is quantised twice; without the barrier a CPU would compute all of the
-  # above once more for every reader.
-  hidden, dgated, dpassed = lax.optimization_barrier(
-    tuple(
-      a.astype(way.dtype)
-      for a in (
-        silu * passed * share, dhidden * passed * slope, dhidden * silu
-      )
-    )
-  )  # fmt: skip
-  hidden = fp8_linear.retiled(hidden, recipe)
-  dgated_fp8, dpassed_fp8 = (
-    fp8_linear.quantised_gradient(a, recipe) for a in (dgated, dpassed)
-  )
-  drows = products.dgrad(dgated_fp8, gate, jnp.float32)
-  drows += products.dgrad(dpassed_fp8, up, jnp.float32)
-  dgate, dup = (
-    products.wgrad(
-      rows, fp8_linear.quantised_gradient(a, recipe, along_rows=True)
-    )
-    for a in (dgated, dpassed)
-  )
-  return _Gradients(
-    rows=drows,
-    share=dshare,
-    weights=(dgate, dup, products.wgrad(hidden, dy[1])),
-    of_inputs=((dgated, dgated_fp8), (dpassed, dpassed_fp8)),
-  )
-
-
-# All of them, and what overflows.
 
 
 class _Saved(NamedTuple):
@@ -396,7 +180,9 @@ class _Saved(NamedTuple):
 
 def _rows_forward(x, index, weight, weights, probe, way: Way):
   k = index.shape[1]
-  where = _places(index, weights[0].shape[0], way)
+  where = fp8_places.assign(
+    index, weights[0].shape[0], way.impl, way.copies, way.recipe
+  )
   frozen = isinstance(weights[0], block_scaled.BlockScaled)
   weights_fp8 = tuple(
     fp8_linear.quantised_weight(w, way.recipe) for w in weights
@@ -405,20 +191,23 @@ def _rows_forward(x, index, weight, weights, probe, way: Way):
   if way.recipe.activation_granularity == "tile":
     tokens = fp8_linear.quantised_input(x, way.entering)
   rows = _entering(tokens, where.copy, k, way)
-  share = _shares(weight, where.copy)
-  y, inputs, hidden = _through(rows, share, weights_fp8, where.products, way)
-  out = _gather_sum(y, where.place)
+  share = fp8_places.shares(weight, where.copy)
+  y, inputs, hidden = fp8_rows.forward(
+    rows, share, weights_fp8, where.products, way.recipe, way.dtype
+  )
+  out = fp8_places.gather_sum(y, where.place)
   of_hidden: Any = None if probe is None else fp8_probe.statistics(*hidden)
 
   def overflow(i, carry):
     out, of_hidden = carry
     expert, copy = _overflowing(where.slots, i, index.size)
-    y, _, hidden = _through(
+    y, _, hidden = fp8_rows.forward(
       _entering(tokens, copy, k, way),
-      _shares(weight, copy),
+      fp8_places.shares(weight, copy),
       _expert(weights_fp8, expert),
       where.products,
-      way,
+      way.recipe,
+      way.dtype,
     )
     out = out.at[copy[0] // k].add(y[0].astype(jnp.float32), mode="drop")
     if of_hidden is not None:
@@ -432,7 +221,7 @@ def _rows_forward(x, index, weight, weights, probe, way: Way):
   if probe is not None:
     of_rows = fp8_probe.statistics(
       *((x, tokens) if isinstance(tokens, fp8.Quantised) else (
-        _gather(x, where.copy, k), rows
+        fp8_places.gather(x, where.copy, k), rows
       ))
     )  # fmt: skip
     of_weights = [
@@ -448,7 +237,9 @@ def _rows_forward(x, index, weight, weights, probe, way: Way):
     weight=weight,
     weights=weights_fp8,
     frozen=jnp.zeros((), jnp.int32) if frozen else None,
-    inputs=fp8_linear.named(_waiting(inputs, way), "swiglu_input"),
+    inputs=fp8_linear.named(
+      fp8_rows.waiting(inputs, way.recipe), "swiglu_input"
+    ),
     seen=seen,
   )
   return out.astype(way.dtype), saved
@@ -472,25 +263,38 @@ def _overflowing(slots, i, none: int):
 def _rows_backward(way: Way, saved: _Saved, dout):
   index, weight, weights = saved.index, saved.weight, saved.weights
   k = index.shape[1]
-  where = _places(index, weights[0].shape[0], way)
+  where = fp8_places.assign(
+    index, weights[0].shape[0], way.impl, way.copies, way.recipe
+  )
   leaving, recipe = dout, way.entering
   if recipe.gradient_granularity == "tile":
     leaving = fp8_linear.quantised_gradient(dout, recipe)
 
   def quantised(copy):
     """Rows for Wgrad, and dy for both."""
-    rows = fp8_linear.retiled(_gather(saved.tokens, copy, k), recipe)
-    forward = fp8_linear.quantised_gradient(_gather(leaving, copy, k), recipe)
-    dy = _gather(dout, copy, k)
+    rows = fp8_linear.retiled(fp8_places.gather(saved.tokens, copy, k), recipe)
+    forward = fp8_linear.quantised_gradient(
+      fp8_places.gather(leaving, copy, k), recipe
+    )
+    dy = fp8_places.gather(dout, copy, k)
     if way.dispatched:
       dy = forward.dequantise(jnp.float32)
     along = fp8_linear.quantised_gradient(dy, recipe, along_rows=True)
     return rows, (forward, along)
 
   rows, dy = quantised(where.copy)
-  share = _shares(weight, where.copy)
-  g = _back_through(rows, share, saved.inputs, dy, weights, where.products, way)
-  dx = _gather_sum(g.rows, where.place)
+  share = fp8_places.shares(weight, where.copy)
+  g = fp8_rows.backward(
+    rows,
+    share,
+    saved.inputs,
+    dy,
+    weights,
+    where.products,
+    way.recipe,
+    way.dtype,
+  )
+  dx = fp8_places.gather_sum(g.rows, where.place)
   flat = g.share.reshape(-1)
   dweight = flat.at[where.place].get(mode="fill", fill_value=0).reshape(-1)
   seen: Any = None
@@ -500,12 +304,16 @@ def _rows_backward(way: Way, saved: _Saved, dout):
   def overflow(i, carry):
     dx, dweight, dweights, seen = carry
     expert, copy = _overflowing(where.slots, i, index.size)
-    own, share = _expert(weights, expert), _shares(weight, copy)
+    own, share = _expert(weights, expert), fp8_places.shares(weight, copy)
     entering = _entering(saved.tokens, copy, k, way)
-    _, inputs, _ = _through(entering, share, own, where.products, way)
+    _, inputs, _ = fp8_rows.forward(
+      entering, share, own, where.products, way.recipe, way.dtype
+    )
     rows, dy = quantised(copy)
-    inputs = _waiting(inputs, way)
-    g = _back_through(rows, share, inputs, dy, own, where.products, way)
+    inputs = fp8_rows.waiting(inputs, way.recipe)
+    g = fp8_rows.backward(
+      rows, share, inputs, dy, own, where.products, way.recipe, way.dtype
+    )
     dx = dx.at[copy[0] // k].add(g.rows[0], mode="drop")
     dweight = dweight.at[copy[0]].add(g.share[0], mode="drop")
     dweights = tuple(
@@ -526,7 +334,7 @@ def _rows_backward(way: Way, saved: _Saved, dout):
   if saved.seen is not None:
     of_dy = fp8_probe.statistics(
       *((dout, leaving) if isinstance(leaving, fp8.Quantised) else (
-        _gather(dout, where.copy, k), dy[0]
+        fp8_places.gather(dout, where.copy, k), dy[0]
       ))
     )  # fmt: skip
     gradients = jnp.stack([*seen, of_dy])
@@ -555,6 +363,6 @@ def _lookup(x, index, weight, weights, way: Way):
   )
   share = jnp.where(known, weight, 0.0).astype(jnp.float32).reshape(-1, 1)
   products = fp8_grouped.Batched(way.recipe)
-  y, _, _ = _through(rows, share, own, products, way)
+  y, _, _ = fp8_rows.forward(rows, share, own, products, way.recipe, way.dtype)
   y = y.reshape(*index.shape, -1).astype(jnp.float32)
   return y.sum(1).astype(way.dtype)
