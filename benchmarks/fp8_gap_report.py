@@ -68,8 +68,10 @@ class Comparison:
   @property
   def row(self) -> list[str]:
     """The cells of the table."""
-    ends = self.curves[:, -1]
-    late = self.curves[:, self.steps // 2 :]
+    ends, validation = self.curves[:, -1], self.validation
+    late = self.curves[:, self.steps // 2 :].mean(1)
+    if self.name == OTHER_SEED:  # which of two seeds is better means nothing
+      ends, late, validation = map(np.abs, (ends, late, validation))
     return [
       self.config,
       str(self.steps),
@@ -77,9 +79,9 @@ class Comparison:
       str(len(ends)),
       _mean(ends),
       _number(np.abs(ends).max()),
-      _mean(late.mean(1)),
-      _number(np.abs(late).max()),
-      _mean(self.validation),
+      _mean(late),
+      _number(np.abs(self.curves[:, self.steps // 2 :]).max()),
+      _mean(validation),
       f"{self.diverged} of {len(ends)}",
     ]
 
