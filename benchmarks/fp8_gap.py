@@ -76,7 +76,7 @@ SETTINGS = (
   *(Setting("v3_tiny", precision, 300) for precision in _MAIN),
   *(Setting("v3_mini", precision, 150) for precision in _MAIN),
   *(Setting("v3_tiny", precision, 150) for precision in _MAIN[:2]),
-  *(Setting("v3_tiny", precision, 150, slower=3) for precision in _MAIN[:2]),
+  *(Setting("v3_tiny", precision, 150, slower=3) for precision in _MAIN),
   *(Setting("v3_tiny", precision, 150) for precision in _ABLATIONS),
   *(Setting("v3_mini", precision, 150) for precision in _ABLATIONS),
 )
