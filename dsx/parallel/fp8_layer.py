@@ -44,7 +44,10 @@ def run(core, inputs, w, probe, names):
   alone = math.prod(sizes.values()) == 1
   if alone or isinstance(w, block_scaled.BlockScaled) or inputs[0].ndim != 3:
     return core(*inputs, w, probe, fp8_linear.WHOLE)
-  into, out = (_mesh_axes(name, sizes) for name in names)
+  into, out = (
+    _dividing(_mesh_axes(name, sizes), size, sizes)
+    for name, size in zip(names, w.shape, strict=True)
+  )
   over = [tuple(a for a in part if a != axes.TENSOR) for part in (into, out)]
   spread = fp8_linear.Spread(
     tuple((d, part) for d, part in enumerate(over) if part)
@@ -59,7 +62,8 @@ def run(core, inputs, w, probe, names):
   columns = [
     axes.TENSOR if axes.TENSOR in part else None for part in (into, out)
   ]
-  x_spec = PartitionSpec(*rows, columns[0])
+  tokens = [part or None for part in rows]
+  x_spec = PartitionSpec(*tokens, columns[0])
   once = _once(sizes, into, out, rows, columns)
 
   def body(w, probe, *inputs):
@@ -75,7 +79,7 @@ def run(core, inputs, w, probe, names):
       PartitionSpec(),
       *(x_spec,) * len(inputs),
     ),
-    out_specs=PartitionSpec(*rows, columns[1]),
+    out_specs=PartitionSpec(*tokens, columns[1]),
     axis_names=set(sizes),
     check_vma=False,
   )(w, probe, *inputs)
@@ -89,12 +93,12 @@ def _mesh_axes(name, sizes) -> tuple[str, ...]:
 
 
 def _dividing(part, size: int, sizes):
-  """The mesh axes `part` if they divide `size`; a few tokens may not."""
-  return part if part and size % _product(part, sizes) == 0 else None
+  """The mesh axes `part`, or none where they do not divide `size`."""
+  return part if size % _product(part, sizes) == 0 else ()
 
 
 def _product(part, sizes) -> int:
-  return math.prod(sizes[a] for a in part or ())
+  return math.prod(sizes[a] for a in part)
 
 
 def _once(sizes, into, out, rows, columns):
@@ -103,7 +107,7 @@ def _once(sizes, into, out, rows, columns):
   Each device counts what it has, and others may have the same.
   """
   everyone = math.prod(sizes.values())
-  tokens = _product((*(rows[0] or ()), *(rows[1] or ())), sizes)
+  tokens = _product((*rows[0], *rows[1]), sizes)
   of_input, of_output = (tokens * sizes.get(a, 1) for a in columns)
   counted = jnp.array([of_input, _product((*into, *out), sizes), of_output])
   return counted.astype(jnp.float32) / everyone
