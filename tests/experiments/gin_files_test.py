@@ -9,6 +9,7 @@ import re
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from dsx.ops import fp8_recipe
 from dsx.training import dry_run
 from experiments import configuration
 from experiments import preflight
@@ -98,8 +99,30 @@ class GinFilesTest(parameterized.TestCase):
     program = preflight.check([run, file], target=_PRETRAINING)
     self.assertIn(f"  # {file}:", program.text([_PRETRAINING]))
 
+  @parameterized.product(
+    file=_files("precision"), run=("v3_tiny", "v3_pretrain")
+  )
+  def test_precision_takes_the_place_of_a_run_s(self, file, run):
+    files = [f"gin_configs/runs/{run}.gin", file]
+    configuration.prepare(_PRETRAINING, files)
+    dtypes = configuration.build(_PRETRAINING).dtypes
+    self.assertEqual(dtypes.compute, "bfloat16")
+    if file.endswith("bfloat16.gin"):
+      self.assertIsNone(dtypes.fp8)
+    else:
+      plain = file.endswith("/fp8.gin")
+      self.assertEqual(dtypes.fp8 == fp8_recipe.Recipe(), plain)
+
+  def test_rule_that_decides_for_no_layer_is_refused(self):
+    files = ["gin_configs/runs/v3_tiny.gin", "gin_configs/precision/fp8.gin"]
+    rules = '(("*/q_projection", "compute"), ("*", "float8"))'
+    binding = f"fp8_recipe.Recipe.rules = {rules}"
+    configuration.prepare(_PRETRAINING, files, [binding])
+    with self.assertRaisesRegex(ValueError, "q_projection.*for no layer"):
+      configuration.build(_PRETRAINING)
+
   def test_there_are_some_of_each_kind(self):
-    for kind in ("models", "runs", "parallel", "data"):
+    for kind in ("models", "runs", "parallel", "data", "precision"):
       self.assertNotEmpty(_files(kind), kind)
 
 
