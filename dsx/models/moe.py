@@ -87,6 +87,8 @@ class Experts(nn.Module):
     )
     if isinstance(kernel, block_scaled.BlockScaled):
       return kernel  # `expert_mlp` widens what it needs of it
+    if self._fp8 is not None:
+      return kernel  # master weights are rounded once, to FP8
     return kernel.astype(self.dtypes.compute)
 
   @nn.compact

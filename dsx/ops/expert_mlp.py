@@ -52,7 +52,8 @@ def expert_mlp(
     index: int32 [T, K], experts of each token; one that is not in [0, E)
       adds nothing.
     weight: float32 [T, K], gate weights.
-    gate: [E, D, F], in x's dtype, or FP8 with block scales, as the others.
+    gate: [E, D, F], in x's dtype (any with `fp8`), or FP8 with block scales,
+      as the others.
     up: [E, D, F].
     down: [E, F, D].
     impl: `slots` (CPU), `grouped` (sorted rows and three calls of
@@ -72,11 +73,12 @@ def expert_mlp(
   Raises:
     ValueError: if `impl` is unknown or shapes or dtypes do not fit together.
   """
-  _check(x, index, weight, gate, up, down, impl)
+  _check(x, index, weight, gate, up, down, impl, fp8 is not None)
   if fp8 is not None:
     if impl == "auto":
       impl = fp8_experts.fastest(fp8, index.size, gate.shape[0])
-    way = fp8_experts.Way(fp8, impl, dispatched, copies or index.size, x.dtype)
+    copies = copies or index.size
+    way = fp8_experts.Way(fp8, impl, dispatched, copies, x.dtype, gate.dtype)
     return fp8_experts.run(x, index, weight, (gate, up, down), way, probe)
   if impl == "auto" and 2 * index.size <= gate.shape[0]:
     impl = "lookup"
@@ -107,7 +109,7 @@ def _wide_weights(w, dtype):
   return w.dequantise(dtype) if isinstance(w, block_scaled.BlockScaled) else w
 
 
-def _check(x, index, weight, gate, up, down, impl):
+def _check(x, index, weight, gate, up, down, impl, rounds_weights):
   if impl not in IMPLEMENTATIONS:
     raise ValueError(
       f"impl={impl!r}: expected one of {', '.join(IMPLEMENTATIONS)}"
@@ -123,8 +125,8 @@ def _check(x, index, weight, gate, up, down, impl):
       f"x {x.shape}, gate {gate.shape}, up {up.shape}, down {down.shape}: "
       "expected [T, D], [E, D, F] twice and [E, F, D]"
     )
-  fp8 = isinstance(gate, block_scaled.BlockScaled)
-  alike = (gate, up, down) if fp8 else (x, gate, up, down)
+  apart = rounds_weights or isinstance(gate, block_scaled.BlockScaled)
+  alike = (gate, up, down) if apart else (x, gate, up, down)
   if len({a.dtype for a in alike}) > 1:
     raise ValueError(
       f"x {x.dtype}, gate {gate.dtype}, up {up.dtype}, down {down.dtype}: "

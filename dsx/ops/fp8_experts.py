@@ -55,6 +55,7 @@ class Way:
       FP8 with power-of-two scales; then that is what they are (section 3.3.3).
     copies: most entries of `index` that are experts.
     dtype: of the tokens.
+    of_weights: dtype of the weights and of their gradients.
   """
 
   recipe: fp8_recipe.Recipe
@@ -62,6 +63,7 @@ class Way:
   dispatched: bool
   copies: int
   dtype: Any
+  of_weights: Any
 
   @property
   def entering(self) -> fp8_recipe.Recipe:
@@ -163,8 +165,7 @@ class _Saved(NamedTuple):
     index: int32 [T, K].
     weight: float32 [T, K].
     weights: of the experts, quantised.
-    frozen: None for weights that take a gradient, which has their dtype; else
-      one 0.
+    frozen: None for weights that take a gradient; else one 0.
     inputs: of SwiGLU, quantised or not.
     seen: float32 [2, 3, WIDTH], of activations and weights; or None.
   """
@@ -340,7 +341,8 @@ def _rows_backward(way: Way, saved: _Saved, dout):
     gradients = jnp.stack([*seen, of_dy])
     seen = jnp.stack([*saved.seen, gradients], axis=1)
   dweights = tuple(
-    None if saved.frozen is not None else d.astype(way.dtype) for d in dweights
+    None if saved.frozen is not None else d.astype(way.of_weights)
+    for d in dweights
   )
   dweight = dweight.reshape(weight.shape).astype(weight.dtype)
   return dx.astype(way.dtype), None, dweight, dweights, seen

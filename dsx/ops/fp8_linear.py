@@ -41,6 +41,7 @@ _HOPPER = ("NVIDIA H100", "NVIDIA H200", "NVIDIA H800")
 _TPU = ("TPU7x",)
 
 _TILES = {"tile": fp8.ROW_TILE, "block": fp8.BLOCK_TILE}
+_TILES_OF_KERNELS = (fp8.ROW_TILE, fp8.COLUMN_TILE, fp8.BLOCK_TILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +189,8 @@ def quantised_input(
   """
   if isinstance(x, fp8.Quantised):
     return x
-  return fp8.quantise(
-    x,
-    _tile(x, recipe.activation_granularity),
-    format=recipe.activation_format,
-    scale_format=scale_format or recipe.scale_format,
-  )
+  tile = _tile(x, recipe.activation_granularity)
+  return quantise(x, tile, recipe, recipe.activation_format, scale_format)
 
 
 def quantised_weight(w, recipe: fp8_recipe.Recipe) -> fp8.Quantised:
@@ -202,12 +199,8 @@ def quantised_weight(w, recipe: fp8_recipe.Recipe) -> fp8.Quantised:
     return w
   if isinstance(w, block_scaled.BlockScaled):
     return fp8.Quantised(w.values, w.scales, fp8.BLOCK_TILE)
-  return fp8.quantise(
-    w,
-    _tile(w, recipe.weight_granularity),
-    format=recipe.weight_format,
-    scale_format=recipe.scale_format,
-  )
+  tile = _tile(w, recipe.weight_granularity)
+  return quantise(w, tile, recipe, recipe.weight_format)
 
 
 def quantised_gradient(
@@ -223,12 +216,8 @@ def quantised_gradient(
   if isinstance(dy, fp8.Quantised):
     return dy
   tile = _tile(dy, recipe.gradient_granularity)
-  return fp8.quantise(
-    dy,
-    _turned(tile) if along_rows else tile,
-    format=recipe.gradient_format,
-    scale_format=recipe.scale_format,
-  )
+  tile = _turned(tile) if along_rows else tile
+  return quantise(dy, tile, recipe, recipe.gradient_format)
 
 
 def retiled(
@@ -249,12 +238,36 @@ def retiled(
     x = x.dequantise(jnp.float32)
   elif isinstance(x, e5m6.E5M6):
     x = e5m6.decode(x, jnp.float32)
-  return fp8.quantise(
-    x,
-    tile,
-    format=recipe.activation_format,
-    scale_format=scale_format or recipe.scale_format,
-  )
+  return quantise(x, tile, recipe, recipe.activation_format, scale_format)
+
+
+def quantise(
+  x,
+  tile: tuple[int, int],
+  recipe: fp8_recipe.Recipe,
+  format: fp8.Format,
+  scale_format: fp8.ScaleFormat | None = None,
+) -> fp8.Quantised:
+  """`fp8.quantise`, in a kernel where products are kernels.
+
+  XLA would read a matrix once for its tiles and once more for its values, and
+  on a GPU divides with other last bits.
+
+  Args:
+    x: floats [..., R, C].
+    tile: rows and columns that share a scale.
+    recipe: of the model.
+    format: of the values.
+    scale_format: in place of the recipe's.
+  """
+  scale_format = scale_format or recipe.scale_format
+  if tile in _TILES_OF_KERNELS and implementation(recipe) == "kernel":
+    from dsx.ops import hopper_quantise
+
+    return hopper_quantise.quantise(
+      x, tile, format=format, scale_format=scale_format
+    )
+  return fp8.quantise(x, tile, format=format, scale_format=scale_format)
 
 
 def _tile(x, granularity: str) -> tuple[int, int]:
@@ -414,9 +427,15 @@ def implementation(recipe: fp8_recipe.Recipe) -> str:
     best = "kernel"
   elif target == "tpu" and kind.startswith(_TPU):
     best = "native"
+  formats = {
+    recipe.activation_format, recipe.gradient_format, recipe.weight_format
+  }  # fmt: skip
   if wanted == "auto":
     if recipe.accumulation != "float32" or not recipe.promote:
       return "emulated"  # what is studied so exists nowhere else
+    if best == "kernel" and len(formats) > 1:
+      _say_once("Hopper's kernels take one FP8 format: emulating two")
+      return "emulated"
     if best == "emulated":
       _say_once(f"no FP8 units on {kind or target}: emulating")
     return best
@@ -425,6 +444,12 @@ def implementation(recipe: fp8_recipe.Recipe) -> str:
       f"implementation={wanted!r} on {kind or target}: expected 'auto' or "
       f"'emulated' there; 'kernel' wants {', '.join(_HOPPER)}, 'native' "
       f"{', '.join(_TPU)}"
+    )
+  if wanted == "kernel" and len(formats) > 1:
+    raise ValueError(
+      f"implementation='kernel' with formats {', '.join(sorted(formats))}: "
+      "expected one for activations, gradients and weights; use 'auto', which "
+      "emulates"
     )
   return wanted
 

@@ -60,14 +60,9 @@ def waiting(inputs, recipe: fp8_recipe.Recipe):
   """SwiGLU's inputs as they wait for the backward pass."""
   if recipe.cache_swiglu_inputs == "compute":
     return inputs
+  quantise = fp8_linear.quantise
   return tuple(
-    fp8.quantise(
-      a,
-      fp8.ROW_TILE,
-      format=recipe.activation_format,
-      scale_format=recipe.scale_format,
-    )
-    for a in inputs
+    quantise(a, fp8.ROW_TILE, recipe, recipe.activation_format) for a in inputs
   )
 
 

@@ -201,6 +201,8 @@ def _on_device(
   )
   x, index, weight = _own_part(x, index, weight, parts)
   if gathered:
+    if not isinstance(kernels[0], block_scaled.BlockScaled):
+      kernels = (k.astype(x.dtype) for k in kernels)  # half the bytes
     gate, up, down = kernels
     gather = functools.partial(lax.all_gather, axis_name=gathered, tiled=True)
     kernels = gather(gate, axis=1), gather(up, axis=1), gather(down, axis=2)
