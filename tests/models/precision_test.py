@@ -1,5 +1,8 @@
+import collections
+import contextlib
 import dataclasses
 import functools
+import io
 from unittest import mock
 
 from absl.testing import absltest
@@ -162,48 +165,57 @@ class TrainingTest(parameterized.TestCase):
     cosine = _cosine(wide[1], narrow[1])
     self.assertBetween(cosine, 0.95, 0.999999)
 
-  def test_kept_bytes_fall_with_the_cache(self):
-    def temporary(compute_caches, remat):
-      cached = {}
-      if compute_caches:
-        cached = {
-          "cache_inputs": "compute",
-          "cache_attention_output": "compute",
-          "cache_swiglu_inputs": "compute",
-        }
-      recipe = fp8_recipe.Recipe(
-        rules=(("*/experts", "compute"), ("*", "float8")), **cached
-      )
+  def test_what_waits_is_fp8(self):
+    layers_, tokens, width, out = 3, 4 * 64, 512, 2 * 5
+
+    def kept(remat, **caches):
+      recipe = fp8_recipe.Recipe(**caches)
       config = tiny.config(
-        first_k_dense_replace=8,
-        num_hidden_layers=8,
+        first_k_dense_replace=layers_,
         num_nextn_predict_layers=0,
-        intermediate_size=512,
-        hidden_size=128,
+        intermediate_size=width,
       )
       model = deepseek.DeepSeek(
         config,
         dtypes.Dtypes(compute="bfloat16", fp8=recipe),
         config_lib.Execution(remat=remat),
       )
-      variables = _shapes(config)
 
       def loss(params, tokens):
-        return (
-          model.apply({"params": params}, tokens, method="features")["hidden"]
-          .astype(jnp.float32)
-          .sum()
+        tree = {"params": params}
+        features = model.apply(tree, tokens, method="features")
+        return features["hidden"].astype(jnp.float32).sum()
+
+      text = io.StringIO()
+      with contextlib.redirect_stdout(text):
+        jax.ad_checkpoint.print_saved_residuals(
+          loss, _shapes(config)["params"], tiny.tokens(4, 64)
         )
+      lines = text.getvalue().splitlines()
+      return collections.Counter(line.split()[0] for line in lines)
 
-      tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
-      program = jax.jit(jax.grad(loss)).lower(variables["params"], tokens)
-      return program.compile().memory_analysis().temp_size_in_bytes
-
-    # 4 x 64 tokens, 8 layers, gate and up of 512: a byte less of each is
-    # 2 MiB.
+    gate = f"[{layers_},{tokens},{width}]"
+    attended = f"[{layers_},{tokens},{out}]"
+    wide = (
+      f"bf16[{layers_},4,64,{width}]",  # gate or up
+      f"bf16[{layers_},{tokens},{width}]",  # their product
+      f"bf16{attended}",
+    )
     for remat in ("none", "paper"):
-      fallen = temporary(True, remat) - temporary(False, remat)
-      self.assertGreater(fallen, 1.8 * 2**20, remat)
+      found = kept(remat)
+      self.assertEqual(found[f"f8_e4m3fn{gate}"], 2, remat)
+      self.assertEqual(found[f"u8{attended}"], 1, remat)
+      for name in wide:
+        self.assertEqual(found[name], 0, (remat, name))
+      found = kept(
+        remat,
+        cache_inputs="compute",
+        cache_attention_output="compute",
+        cache_swiglu_inputs="compute",
+      )
+      self.assertGreaterEqual(found[wide[0]], 2)
+      self.assertGreaterEqual(found[wide[2]], 1)
+      self.assertEqual(found[f"f8_e4m3fn{gate}"], 0)
 
 
 class DecodingTest(absltest.TestCase):

@@ -1,5 +1,6 @@
 """A workdir gives back the model that was saved, and says what is wrong."""
 
+import dataclasses
 import pathlib
 import tempfile
 
@@ -13,6 +14,8 @@ from dsx.convert import deepseek as convert
 from dsx.inference import completion
 from dsx.inference import sampling
 from dsx.models import config as config_lib
+from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import fp8_recipe
 from dsx.training import checkpoint
 from dsx.training import pretrained
 from dsx.training import restore
@@ -84,6 +87,16 @@ class RestoreTest(parameterized.TestCase):
     identity["config"]["n_dreams"] = 3
     with self.assertRaisesRegex(workdir_lib.WorkdirError, "'n_dreams'"):
       restore.config_of(identity)
+
+  def test_a_recipe_of_fp8_comes_back(self):
+    rules = (("*/o_proj", "compute"), ("*", "float8"))
+    for recipe in (None, fp8_recipe.Recipe(rules=rules)):
+      policy = dtypes_lib.Dtypes(compute="bfloat16", fp8=recipe)
+      run = dataclasses.replace(self.run_, dtypes=policy)
+      self.assertEqual(restore.dtypes_of(run.identity()), policy)
+    before = {"param": "float32", "compute": "float32"}
+    found = restore.dtypes_of({"dtypes": before})
+    self.assertEqual(found, dtypes_lib.Dtypes())
 
   # Either kind of folder.
 
