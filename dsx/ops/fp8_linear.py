@@ -31,6 +31,7 @@ from dsx.ops import fp8
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_product
 from dsx.ops import fp8_recipe
+from dsx.ops import hopper_target
 from dsx.ops import manual_axes
 from dsx.ops import platforms
 
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 # By the beginnings of `jax.Device.device_kind`.
 _HOPPER = ("NVIDIA H100", "NVIDIA H200", "NVIDIA H800")
 _TPU = ("TPU7x",)
+_UNKNOWN = "a device that is not known"
 
 _TILES = {"tile": fp8.ROW_TILE, "block": fp8.BLOCK_TILE}
 _TILES_OF_KERNELS = (fp8.ROW_TILE, fp8.COLUMN_TILE, fp8.BLOCK_TILE)
@@ -408,7 +410,7 @@ def _multiply(a: fp8.Quantised, b: fp8.Quantised, recipe, dtype):
   if which == "native":
     from dsx.ops import fp8_native
 
-    return fp8_native.multiply(a, b).astype(dtype)
+    return fp8_native.multiply(a, b, dtype)
   y = fp8_product.multiply(
     a, b, accumulation=recipe.accumulation, promote=recipe.promote
   )
@@ -423,8 +425,10 @@ def implementation(recipe: fp8_recipe.Recipe) -> str:
   """
   wanted, target, kind = recipe.implementation, platforms.target(), _kind()
   best = "emulated"
-  if target == "gpu" and kind.startswith(_HOPPER):
+  if hopper_target.interpretation() is not None:
     best = "kernel"
+  elif target == "gpu" and kind.startswith((*_HOPPER, _UNKNOWN)):
+    best = "kernel"  # GPUs that are compiled for without one are Hoppers
   elif target == "tpu" and kind.startswith(_TPU):
     best = "native"
   formats = {
@@ -433,21 +437,21 @@ def implementation(recipe: fp8_recipe.Recipe) -> str:
   if wanted == "auto":
     if recipe.accumulation != "float32" or not recipe.promote:
       return "emulated"  # what is studied so exists nowhere else
-    if best == "kernel" and len(formats) > 1:
-      _say_once("Hopper's kernels take one FP8 format: emulating two")
+    if best != "emulated" and len(formats) > 1:
+      _say_once(f"FP8 units of {kind} get one format: emulating two")
       return "emulated"
     if best == "emulated":
-      _say_once(f"no FP8 units on {kind or target}: emulating")
+      _say_once(f"no FP8 units on {kind}: emulating")
     return best
   if wanted not in ("emulated", best):
     raise ValueError(
-      f"implementation={wanted!r} on {kind or target}: expected 'auto' or "
+      f"implementation={wanted!r} on {kind}: expected 'auto' or "
       f"'emulated' there; 'kernel' wants {', '.join(_HOPPER)}, 'native' "
       f"{', '.join(_TPU)}"
     )
-  if wanted == "kernel" and len(formats) > 1:
+  if wanted != "emulated" and len(formats) > 1:
     raise ValueError(
-      f"implementation='kernel' with formats {', '.join(sorted(formats))}: "
+      f"implementation={wanted!r} with formats {', '.join(sorted(formats))}: "
       "expected one for activations, gradients and weights; use 'auto', which "
       "emulates"
     )
@@ -461,7 +465,7 @@ def _kind() -> str:
     return device.device_kind
   if platforms.target() == jax.default_backend():
     return jax.devices()[0].device_kind
-  return ""
+  return _UNKNOWN
 
 
 @functools.cache

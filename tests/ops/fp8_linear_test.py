@@ -11,6 +11,8 @@ from dsx.ops import fp8_linear
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_recipe
 from dsx.ops import fp8_swiglu
+from dsx.ops import hopper_target
+from dsx.ops import platforms
 from tests.ops import fp8_oracle
 
 _TILES = {"tile": (1, 128), "block": (128, 128)}
@@ -294,6 +296,24 @@ class ImplementationTest(parameterized.TestCase):
     recipe = fp8_recipe.Recipe(implementation=name)
     with self.assertRaisesRegex(ValueError, f"implementation='{name}' on cpu"):
       fp8_linear.implementation(recipe)
+
+  def test_kernels_where_they_can_be_interpreted(self):
+    with hopper_target.interpreted():
+      for wanted in ("auto", "kernel"):
+        recipe = fp8_recipe.Recipe(implementation=wanted)
+        self.assertEqual(fp8_linear.implementation(recipe), "kernel")
+      exact = fp8_recipe.Recipe(accumulation="exact")
+      self.assertEqual(fp8_linear.implementation(exact), "emulated")
+      two = fp8_recipe.Recipe(gradient_format="e5m2")
+      self.assertEqual(fp8_linear.implementation(two), "emulated")
+      two = fp8_recipe.Recipe(gradient_format="e5m2", implementation="kernel")
+      with self.assertRaisesRegex(ValueError, "formats e4m3, e5m2"):
+        fp8_linear.implementation(two)
+
+  def test_a_gpu_that_is_compiled_for_without_one_has_kernels(self):
+    with platforms.compiling_for("gpu"):
+      found = fp8_linear.implementation(fp8_recipe.Recipe())
+    self.assertEqual(found, "kernel")
 
 
 if __name__ == "__main__":
