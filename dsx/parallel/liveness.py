@@ -187,11 +187,14 @@ class Watch:
   # What the thread does.
 
   def _run(self) -> None:
-    beat = 0.0
+    beat, awake = 0.0, time.monotonic()
     while self.loss is None and self._last_words is None:
       for key, _ in self._selector.select(self._timing.beat_seconds / 4):
         self._read(key)
       now = time.monotonic()
+      if now - awake > 2 * self._timing.beat_seconds:
+        self._excuse(now - awake, now)
+      awake = now
       if now - beat >= self._timing.beat_seconds:
         beat = now
         self._tell({"at": self._myself.at, "where": self._myself.where})
@@ -274,6 +277,19 @@ class Watch:
 
   def _lost(self, peer: _Peer, why: str) -> Loss:
     return Loss(process=peer.process, host=peer.host, why=why)
+
+  def _excuse(self, seconds: float, now: float) -> None:
+    """Takes a time in which this process slept from everybody's silence.
+
+    The machine may have been suspended, and its other processes with it: what
+    nobody could have heard says nothing of a loss.
+    """
+    self._started += seconds
+    self._moved += seconds
+    for peer in filter(None, self._peers.values()):
+      peer.heard = min(peer.heard + seconds, now)
+      if peer.behind is not None:
+        peer.behind = min(peer.behind + seconds, now)
 
   def _overdue(self, now: float) -> Loss | None:
     """A process of which nothing is heard."""

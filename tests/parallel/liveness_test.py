@@ -3,6 +3,8 @@
 import dataclasses
 import queue
 import socket
+import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -96,6 +98,24 @@ class WatchTest(parameterized.TestCase):
         said[process],
         r"^process 2 on far \(pid 3\) is lost: nothing was heard of it for ",
       )
+
+  def test_a_machine_that_slept_has_lost_nobody(self):
+    clock, slept = time.monotonic, [0.0]
+    self.enter_context(
+      mock.patch.object(liveness.time, "monotonic", lambda: clock() + slept[0])
+    )
+    timing = {"silence_seconds": 5, "hang_seconds": 5, "stall_seconds": 5}
+    watches = [self._serve(2, **timing), self._join(1, 2, **timing)]
+    self._all_joined(watches)
+    watches[0].arrived("step 1")  # waits for process 1
+    time.sleep(0.2)
+    slept[0] = 1000.0
+    with self.assertRaises(queue.Empty):
+      self.said.get(timeout=1)
+    watches[1].leave()
+    watches[0].leave()
+    self.assertIsNone(watches[0].loss)
+    self.assertIsNone(watches[1].loss)
 
   def test_a_lost_process_0_is_named_by_the_others(self):
     with socket.create_server(("127.0.0.1", 0)) as listener:
