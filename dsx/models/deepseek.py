@@ -11,6 +11,8 @@ Legend (parallel/axes.py): B batch, L length, D model, V vocabulary,
 E experts.
 """
 
+from typing import Literal
+
 import chex
 from flax import linen as nn
 from jax import lax
@@ -147,18 +149,36 @@ class DeepSeek(nn.Module):
     aux["mtp_logits"] = tuple(self.lm_head(h) for h in aux["mtp_hidden"])
     return self.lm_head(aux["hidden"]), aux
 
-  def features(self, tokens, positions=None, segment_ids=None):
+  def features(
+    self,
+    tokens,
+    positions=None,
+    segment_ids=None,
+    *,
+    valid=None,
+    experts=None,
+    mtp: Literal["trained", "detached", "none"] = "trained",
+  ):
     """Everything below the output head.
 
     Args:
       tokens: int32 [B, L].
       positions: int32 [B, L]; default 0 to L-1.
       segment_ids: optional int32 [B, L].
+      valid: optional bool [B, L]; the rest is padding, which no routed expert
+        sees and which counts neither as load nor for balance.
+      experts: optional integers [B, L, M, K], what each expert layer but
+        those of MTP modules chose when another forward pass (a sampler's) read
+        these tokens, to be replayed; a token with a negative one in a layer
+        chooses for itself there.
+      mtp: whether MTP modules take part; `detached` ones send no gradient to
+        the main model, its embedding included.
 
     Returns:
       A dict of
         hidden: [B, L, D], after the final norm; input of the output head.
-        mtp_hidden: tuple of [B, L, D], the same for each MTP module.
+        mtp_hidden: tuple of [B, L, D], the same for each MTP module that
+          takes part.
         load: float32 [M, E], tokens per expert of each expert layer, MTP
           modules last; M is 0 for a model without experts.
         balance_loss: float32 [B], eq. 17 without alpha, summed over layers.
@@ -166,6 +186,7 @@ class DeepSeek(nn.Module):
     """
     chex.assert_rank(tokens, 2)
     c = self.config
+    self._check_experts(tokens, experts)
     parts = 1 if self.is_initializing() else context.size()
     if positions is None:
       positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -175,6 +196,10 @@ class DeepSeek(nn.Module):
     rotation = rope.cos_sin(
       positions, c.qk_rope_head_dim, c.rope_theta, c.rope_scaling
     )
+    if valid is not None:
+      valid = context.spread(valid, parts)
+    if experts is not None:
+      experts = jnp.moveaxis(context.spread(experts, parts), 2, 0)
     x = self.embed_tokens(context.spread(tokens, parts))
     loads = jnp.zeros((0, c.n_routed_experts), jnp.float32)
     balance = jnp.zeros(tokens.shape[:1], jnp.float32)
@@ -182,18 +207,26 @@ class DeepSeek(nn.Module):
     if c.first_k_dense_replace:
       x, _ = self.dense_layers(x, rotation, segment_ids, None)
     if c.num_moe_layers:
-      x, aux = self.moe_layers(x, rotation, segment_ids, None)
+      x, aux = self.moe_layers(x, rotation, segment_ids, valid, valid, experts)
       loads, balance = aux["load"], aux["balance_loss"].sum(0)
       dropped = aux["dropped"].sum()
     hidden = self.norm(x)
     previous = hidden if c.mtp_hidden == "post_norm" else x
+    if mtp == "detached":
+      previous = lax.stop_gradient(previous)
     mtp_hidden = []
-    for k, module in enumerate(self.mtp, start=1):
+    modules = () if mtp == "none" else self.mtp
+    for k, module in enumerate(modules, start=1):
       shifted, mask = (
         context.spread(x, parts) for x in _shift(tokens, k, segment_ids)
       )
+      if valid is not None:
+        mask &= valid
+      embedding = self.embed_tokens(shifted)
+      if mtp == "detached":
+        embedding = lax.stop_gradient(embedding)
       x, normed, aux = module(
-        previous, self.embed_tokens(shifted), rotation, segment_ids, mask
+        previous, embedding, rotation, segment_ids, mask, valid
       )
       previous = normed if c.mtp_hidden == "post_norm" else x
       mtp_hidden.append(normed)
@@ -207,6 +240,16 @@ class DeepSeek(nn.Module):
       "balance_loss": balance,
       "dropped": dropped,
     }
+
+  def _check_experts(self, tokens, experts) -> None:
+    c = self.config
+    shape = (*tokens.shape, c.num_moe_layers, c.num_experts_per_tok)
+    if experts is not None and experts.shape != shape:
+      raise ValueError(
+        f"experts of shape {tuple(experts.shape)}: expected {shape}, those of "
+        "each token in each expert layer without MTP modules; record them with "
+        "this model"
+      )
 
 
 def _shift(tokens, k: int, segment_ids):

@@ -22,6 +22,9 @@ from dsx.parallel import axes
 from dsx.parallel import expert
 from dsx.parallel import replicas as replicas_lib
 
+# The collection of the experts that each layer chose, int32 [B, L, K].
+CHOSEN = "chosen"
+
 
 class Router(nn.Module):
   """Affinities of tokens and experts, and the bias that steers selection.
@@ -137,6 +140,10 @@ class Experts(nn.Module):
     return recipe
 
 
+def _latest(_, new):
+  return new
+
+
 class MoE(nn.Module):
   """Router, routed experts and the shared experts, fused into one SwiGLU."""
 
@@ -145,7 +152,7 @@ class MoE(nn.Module):
   execution: config_lib.Execution = config_lib.Execution()
 
   @nn.compact
-  def __call__(self, x, mask=None, valid=None):
+  def __call__(self, x, mask=None, valid=None, experts=None):
     """Applies the layer.
 
     Args:
@@ -153,6 +160,7 @@ class MoE(nn.Module):
       mask: optional bool [B, L] of the tokens that count for balance.
       valid: optional bool [B, L]; the rest is padding, which no routed expert
         sees: all alike, it would crowd into a few of them.
+      experts: optional integers [B, L, K] to replay (`routing.route`).
 
     Returns:
       ([B, L, D], aux) with aux `load` float32 [E], tokens that chose each
@@ -163,16 +171,25 @@ class MoE(nn.Module):
     c = self.config
     scores, bias = Router(c, self.dtypes, name="gate")(x)
     flat_mask = None if mask is None else mask.reshape(-1)
+    if experts is not None:
+      experts = experts.reshape(-1, experts.shape[-1])
     routed = routing.route(
-      scores.reshape(-1, c.n_routed_experts), bias, c, mask=flat_mask
+      scores.reshape(-1, c.n_routed_experts),
+      bias,
+      c,
+      mask=flat_mask,
+      experts=experts,
     )
     index, weight = (
       a.reshape(*x.shape[:2], -1) for a in (routed.index, routed.weight)
     )
+    if not self.is_initializing():
+      # For whoever makes the collection mutable; else it costs nothing.
+      self.sow(CHOSEN, "index", index, reduce_fn=_latest, init_fn=lambda: None)
     if valid is not None:
       index = jnp.where(valid[:, :, None], index, -1)
-    experts = Experts(c, self.dtypes, self.execution, name="experts")
-    y, dropped = experts(x, index, weight)
+    run = Experts(c, self.dtypes, self.execution, name="experts")
+    y, dropped = run(x, index, weight)
     if c.n_shared_experts:
       y = y + layers.SwiGLU(
         c.moe_intermediate_size * c.n_shared_experts,

@@ -41,7 +41,9 @@ class MTP(nn.Module):
     )
     self.norm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
 
-  def __call__(self, hidden, embedding, rotation, segment_ids, mask):
+  def __call__(
+    self, hidden, embedding, rotation, segment_ids, mask, valid=None
+  ):
     """Applies eq. 21 and 22.
 
     Args:
@@ -50,13 +52,14 @@ class MTP(nn.Module):
       rotation: (cos, sin) of position i.
       segment_ids: optional int32 [B, L].
       mask: bool [B, L], positions that have a token i+k.
+      valid: optional bool [B, L], of `moe.MoE`.
 
     Returns:
       (before [B, L, D], normed [B, L, D], aux): h^k before and after the
       module's own final norm (`shared_head.norm`), and the block's aux.
     """
     x = self._joined(hidden, embedding)
-    x, aux = self.block(x, rotation, segment_ids, mask)
+    x, aux = self.block(x, rotation, segment_ids, mask, valid)
     return x, self.norm(x), aux
 
   def prefill(self, hidden, embedding, rotation, valid):

@@ -53,9 +53,17 @@ class Block(nn.Module):
     else:
       self.mlp = moe.MoE(c, self.dtypes, self.execution)
 
-  def __call__(self, x, rotation, segment_ids=None, mask=None):
+  def __call__(
+    self,
+    x,
+    rotation,
+    segment_ids=None,
+    mask=None,
+    valid=None,
+    experts=None,
+  ):
     """Maps x [B, L, D] to ([B, L, D], aux of `moe.MoE`, {} if dense)."""
-    arrays = (x, rotation, segment_ids, mask)
+    arrays = (x, rotation, segment_ids, mask, valid, experts)
     together = self.execution.overlap == "none" or self.is_initializing()
     if self.dense or together:
       return self._whole(*arrays)
@@ -70,9 +78,9 @@ class Block(nn.Module):
       "balance_loss": halves.join([a["balance_loss"] for a in aux]),
     }
 
-  def _whole(self, x, rotation, segment_ids, mask):
+  def _whole(self, x, rotation, segment_ids, mask, valid, experts):
     attended = self.self_attn(self.input_layernorm(x), rotation, segment_ids)
-    return self._feed_forward(x + attended, mask)
+    return self._feed_forward(x + attended, mask, valid, experts)
 
   def prefill(self, x, rotation, valid):
     """Maps x [B, L, D] to ([B, L, D], entries to remember [B, L, W])."""
@@ -88,13 +96,13 @@ class Block(nn.Module):
     )
     return self._feed_forward(x + attended, valid=valid)[0], memory
 
-  def _feed_forward(self, x, mask=None, valid=None):
+  def _feed_forward(self, x, mask=None, valid=None, experts=None):
     x = checkpoint_name(x, "residual")
     normed = self.post_attention_layernorm(x)
     if self.dense:
       y, aux = self.mlp(normed), {}
     else:
-      y, aux = self.mlp(normed, mask, valid)
+      y, aux = self.mlp(normed, mask, valid, experts)
     names = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
     return nn.with_logical_constraint(x + y, names), aux
 
@@ -122,17 +130,29 @@ class Stack(nn.Module):
   execution: config_lib.Execution = config_lib.Execution()
 
   @nn.compact
-  def __call__(self, x, rotation, segment_ids=None, mask=None):
-    """Maps x [B, L, D] to ([B, L, D], aux with a leading layer axis)."""
+  def __call__(
+    self,
+    x,
+    rotation,
+    segment_ids=None,
+    mask=None,
+    valid=None,
+    experts=None,
+  ):
+    """Maps x [B, L, D] to ([B, L, D], aux with a leading layer axis).
+
+    `experts` are of every layer, [length, B, L, K].
+    """
     scanned = nn.scan(
       rematerialised(self.execution),
       variable_axes={"params": 0, "router_bias": 0, fp8_probe.COLLECTION: 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore
+      # The last are the experts to replay, each layer's own.
+      in_axes=(*(nn.broadcast,) * 4, 0),  # pyright: ignore
       length=self.length,
       unroll=self.length if self.execution.unroll_layers else 1,
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )
     block = scanned(self.config, self.dense, self.dtypes, self.execution)
     nn.share_scope(self, block)
-    return block(x, rotation, segment_ids, mask)
+    return block(x, rotation, segment_ids, mask, valid, experts)

@@ -63,8 +63,8 @@ def _within_best_groups(choice, config):
   return jnp.where(kept, choice, -jnp.inf)
 
 
-def route(scores, bias, config, *, mask=None) -> Routing:
-  """Chooses K experts for each token.
+def route(scores, bias, config, *, mask=None, experts=None) -> Routing:
+  """Chooses K experts for each token, or goes by a choice that was made.
 
   Args:
     scores: float32 [T, E], affinities.
@@ -72,11 +72,21 @@ def route(scores, bias, config, *, mask=None) -> Routing:
     config: an object with `DeepSeekConfig`'s routing fields.
     mask: optional bool [T]; tokens that are False are routed but not counted
       in the load (padding, positions without an MTP target).
+    experts: optional integers [T, K], replayed: the choice of another forward
+      pass over the same tokens, whose scores may have been rounded otherwise.
+      Weights are of these scores all the same, so that they have a gradient. A
+      token with a negative one among them chooses for itself.
 
   Returns:
     The `Routing`. Gradients reach `scores` through `weight` alone.
   """
   chex.assert_rank(scores, 2)
+  tokens = scores.shape[0], config.num_experts_per_tok
+  if experts is not None and experts.shape != tokens:
+    raise ValueError(
+      f"experts of shape {tuple(experts.shape)}: expected {tokens}, the "
+      "num_experts_per_tok experts of each token; record them with this model"
+    )
   chex.assert_type(scores, jnp.float32)
   choice = lax.stop_gradient(scores)
   if bias is not None:
@@ -84,8 +94,12 @@ def route(scores, bias, config, *, mask=None) -> Routing:
   if config.topk_method != "greedy" and config.topk_group < config.n_group:
     choice = _within_best_groups(choice, config)
   _, index = lax.top_k(choice, config.num_experts_per_tok)
+  index = index.astype(jnp.int32)
+  if experts is not None:
+    made = (experts >= 0).all(-1, keepdims=True)
+    index = jnp.where(made, experts.astype(jnp.int32), index)
   return Routing(
-    index.astype(jnp.int32),
+    index,
     gate_weights(scores, index, config),
     _load(index, scores.shape[-1], mask),
   )
