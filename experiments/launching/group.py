@@ -121,7 +121,7 @@ class Group:
       stderr=subprocess.PIPE,
       # A terminal's Ctrl-C is for this process, which passes on a SIGTERM.
       start_new_session=True,
-      preexec_fn=_die_with_parent,
+      preexec_fn=die_with_parent,
     )
     for pipe, to in (
       (process.stdout, sys.stdout),
@@ -225,7 +225,7 @@ class Group:
     self._selector.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
   """Has Linux end the process that is being started when this one dies."""
   if _libc is not None:
     _libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
