@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -174,7 +175,7 @@ def load(
   )
 
 
-def abstract(model: deepseek.DeepSeek, rules: sharding_lib.Rules, mesh):
+def abstract(model: nn.Module, rules: sharding_lib.Rules, mesh):
   """ShapeDtypeStructs of a model's variables with their shardings.
 
   Args:
