@@ -1,0 +1,104 @@
+"""What is measured of a step: the answers, their rewards and their groups.
+
+A step's record in `metrics.jsonl` is of kind `reinforcement`:
+
+  step rollout problems epoch         updates, rollouts and problems so far
+  reward reward_PART[..]              means over answers that were graded
+  pass_1 pass_k                       of the training problems, k = group size:
+                                      share of right answers, and of problems
+                                      with any
+  zero_std all_right all_wrong        shares of groups with equal rewards
+  errors                              share of answers that were not graded
+  length longest truncated repetition of answers
+  entropy kl clipped ratio loss       means over answer tokens
+  mismatch mismatch_max ...           see `mismatch.py`
+  grad_norm learning_rate skipped     of the update
+  age                                 updates between drawing and learning
+  seconds_generate, _score, _recompute, _update, seconds
+                                      a rollout's shared among its updates
+  tokens tokens_per_second            answer tokens, so far and while generating
+
+Those of kind `reasoning` come from `evals/reasoning.py`, those of kind `alarm`
+(rule, words) from `alarms.py`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dsx.rl import sample as sample_lib
+
+STEP = "reinforcement"
+EVALUATION = "reasoning"
+ALARM = "alarm"
+
+# Repeats are looked for among runs of so many tokens.
+NGRAM = 8
+
+
+def repetition(tokens: np.ndarray, n: int = NGRAM) -> float:
+  """Share of a text's n-grams that were there before; 0 for a short text.
+
+  Args:
+    tokens: int32 [L].
+    n: tokens of an n-gram.
+
+  >>> repetition(np.array([1, 2, 1, 2, 1]), 2)
+  0.5
+  """
+  count = len(tokens) - n + 1
+  if count < 2:
+    return 0.0
+  windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), n)
+  return 1.0 - len({window.tobytes() for window in windows}) / count
+
+
+def of_samples(samples: Sequence[sample_lib.Sample]) -> dict[str, float]:
+  """Lengths, truncation and repetition of answers."""
+  lengths = np.asarray([len(sample.tokens) for sample in samples])
+  return {
+    "length": float(lengths.mean()),
+    "longest": float(lengths.max()),
+    "truncated": float(np.mean([sample.truncated for sample in samples])),
+    "repetition": float(np.mean([repetition(s.tokens) for s in samples])),
+  }
+
+
+def of_rewards(
+  total: np.ndarray,
+  parts: dict[str, np.ndarray],
+  counted: np.ndarray,
+  right: np.ndarray,
+  group_size: int,
+) -> dict[str, float]:
+  """Means of rewards, and how many groups teach something.
+
+  Args:
+    total: float [N], groups beside each other.
+    parts: float [N] by name.
+    counted: bool [N], answers that were graded.
+    right: bool [N].
+    group_size: G.
+  """
+
+  def mean(values) -> float:
+    return float(values[counted].mean()) if counted.any() else 0.0
+
+  groups = total.reshape(-1, group_size)
+  among = counted.reshape(-1, group_size)
+  known = among.any(1)
+  low = np.where(among, groups, np.inf).min(1)
+  high = np.where(among, groups, -np.inf).max(1)
+  equal = known & (high - low <= 1e-5 * np.maximum(np.abs(high), 1.0))
+  hits = (right & counted).reshape(-1, group_size)
+  n = max(int(known.sum()), 1)
+  return {
+    "reward": mean(total),
+    **{f"reward_{name}": mean(values) for name, values in parts.items()},
+    "pass_1": mean(right.astype(np.float64)),
+    "pass_k": float(hits.any(1).sum() / n),
+    "zero_std": float(equal.sum() / n),
+    "all_right": float((hits | ~among).all(1)[known].sum() / n),
+    "all_wrong": float((~hits.any(1))[known].sum() / n),
+    "errors": float(1.0 - counted.mean()),
+  }
