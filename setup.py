@@ -28,6 +28,7 @@ setuptools.setup(
     "gin-config",
     "grain",
     "jax>=0.10.2,<0.13",
+    "math-verify",
     "matplotlib",
     "numpy",
     "optax",

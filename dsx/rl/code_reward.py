@@ -8,8 +8,14 @@ program does to look successful counts for nothing.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 
 from dsx.rl import sandbox
+
+_BLOCK = re.compile(
+  r"^```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^```[ \t]*$",
+  re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,22 @@ class Case:
 
   stdin: str
   stdout: str
+
+
+def program_in(answer: str) -> str | None:
+  """The program that an answer gives.
+
+  Args:
+    answer: a program, or words around one block between lines of ```.
+
+  Returns:
+    None if there are several blocks, or one that does not end: the answer has
+    not decided.
+  """
+  if "```" not in answer:
+    return answer
+  blocks = _BLOCK.findall(answer)
+  return blocks[0] if len(blocks) == 1 and answer.count("```") == 2 else None
 
 
 def grade(

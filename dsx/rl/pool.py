@@ -73,7 +73,11 @@ class Pool:
       worker.kill()
 
   def map(
-    self, function: Callable[..., Any], arguments: Sequence[tuple]
+    self,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    seconds: float | None = None,
   ) -> list[Outcome]:
     """Calls `function(*arguments[i])` for all i.
 
@@ -81,7 +85,9 @@ class Pool:
       function: defined at the top of a module, so that a process can import
         it.
       arguments: picklable.
+      seconds: for each of these calls; None for what the pool allows.
     """
+    allowed = self._seconds if seconds is None else seconds
     outcomes: list[Outcome] = [Outcome(error="not run")] * len(arguments)
     waiting = list(range(len(arguments)))[::-1]
     busy: dict[Any, _Worker] = {}
@@ -89,7 +95,7 @@ class Pool:
     while waiting or busy:
       while waiting and idle:
         worker, call = idle.pop(), waiting.pop()
-        limit = self._seconds + (0 if worker.alive else self._start_seconds)
+        limit = allowed + (0 if worker.alive else self._start_seconds)
         worker.begin(call, function, arguments[call], limit)
         busy[worker.results] = worker
       deadline = min(worker.deadline for worker in busy.values())
@@ -98,7 +104,7 @@ class Pool:
         worker = busy[results]
         outcome = worker.result()
         if outcome is None:  # the process is there, and begins
-          worker.deadline = time.monotonic() + self._seconds
+          worker.deadline = time.monotonic() + allowed
           continue
         outcomes[worker.call] = outcome
         idle.append(busy.pop(results))
@@ -106,9 +112,7 @@ class Pool:
       for results, worker in list(busy.items()):
         if worker.deadline <= now:
           worker.kill()
-          outcomes[worker.call] = Outcome(
-            error=f"took more than {self._seconds:g} s"
-          )
+          outcomes[worker.call] = Outcome(error=f"took more than {allowed:g} s")
           idle.append(busy.pop(results))
     return outcomes
 
