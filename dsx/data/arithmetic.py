@@ -7,16 +7,12 @@ so that no choice of seed, number or settings ever moves one to the other side.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
 import dataclasses
-from fractions import Fraction
 import hashlib
-import itertools
 import random
-from typing import Any
 from typing import Literal
 
+from dsx.data import expressions
 from dsx.data import problems
 
 SPLITS = ("train", "held_out")
@@ -25,7 +21,6 @@ HELD_OUT = 0.125
 
 # Draws for each problem asked for, after which there seem to be no more.
 _PATIENCE = 40
-_OPERATIONS = "+-*/"
 Split = Literal["train", "held_out"]
 
 
@@ -96,7 +91,7 @@ def countdown(
     generator: random.Random,
   ) -> tuple[str, problems.Problem] | None:
     given = [generator.randint(1, largest) for _ in range(numbers)]
-    targets = _targets(given, largest_target)
+    targets = expressions.targets(given, largest_target)
     if not targets:
       return None
     target = generator.choice(targets)
@@ -274,95 +269,14 @@ def _expression(
   """An expression, and how it is worked out step by step."""
   numbers, target = problem.answer["numbers"], problem.answer["target"]
   if generator is not None:
-    steps = _random_steps(numbers, generator)
+    steps = expressions.random_steps(numbers, generator)
   else:
-    steps = next((s for value, s in _reached(numbers) if value == target), None)
+    steps = next(
+      (s for value, s in expressions.reached(numbers) if value == target), None
+    )
     if steps is None:
       raise ValueError(
-        f"answer={problem.answer}: expected a target that the numbers reach;"
-        " change it"
+        f"answer={problem.answer}: expected a target that the numbers reach by"
+        " way of natural numbers; change it, or take its solution from elsewhere"
       )
-  return " ".join(line for line, _ in steps), steps[-1][1]
-
-
-# A partial result: its value, how it is written, how tightly it binds (of a sum
-# 1, of a product 2, of a number 3) and the steps that led to it.
-_Term = tuple[Fraction, str, int, tuple[tuple[str, str], ...]]
-
-
-def _combined(a: _Term, b: _Term, operation: str) -> _Term | None:
-  """Two results made into one; None if that is no natural number.
-
-  Without negative numbers and fractions on the way nothing is lost that
-  matters: those are reached in another order, or left out as too hard.
-  """
-  if operation == "+":
-    value = a[0] + b[0]
-  elif operation == "-":
-    value = a[0] - b[0]
-  elif operation == "*":
-    value = a[0] * b[0]
-  else:
-    value = a[0] / b[0] if b[0] else Fraction(-1)
-  if value < 0 or value.denominator != 1:
-    return None
-  binds = 1 if operation in "+-" else 2
-  left = a[1] if a[2] >= binds else f"({a[1]})"
-  # What stands right of - and / must bind more tightly than they do.
-  needed = binds + (operation in "-/")
-  right = b[1] if b[2] >= needed else f"({b[1]})"
-  text = f"{left}{operation}{right}"
-  line = f"{a[0]}{operation}{b[0]}={value}"
-  return value, text, binds, (*a[3], *b[3], (line, text))
-
-
-def _terms(numbers: Sequence[int]) -> list[_Term]:
-  return [(Fraction(n), str(n), 3, ()) for n in numbers]
-
-
-def _reached(
-  numbers: Sequence[int],
-) -> Iterator[tuple[Fraction, tuple[tuple[str, str], ...]]]:
-  """Every value that uses all numbers once, with the steps to it.
-
-  Values come once each, over sets of the numbers from small to large.
-  """
-  known: dict[int, dict[Fraction, _Term]] = {
-    1 << i: {term[0]: term} for i, term in enumerate(_terms(numbers))
-  }
-  whole = (1 << len(numbers)) - 1
-  for chosen in range(1, whole + 1):
-    values = known.setdefault(chosen, {})
-    part = (chosen - 1) & chosen
-    while part:
-      for a, b in itertools.product(
-        known[part].values(), known[chosen ^ part].values()
-      ):
-        for operation in _OPERATIONS:
-          if operation in "+*" and part < chosen ^ part:
-            continue  # the other way round is the same
-          term = _combined(a, b, operation)
-          if term is not None:
-            values.setdefault(term[0], term)
-      part = (part - 1) & chosen
-  for value, term in known[whole].items():
-    yield value, term[3]
-
-
-def _targets(numbers: Sequence[int], largest: int) -> list[int]:
-  return sorted(
-    int(value) for value, _ in _reached(numbers) if 1 <= value <= largest
-  )
-
-
-def _random_steps(
-  numbers: Sequence[int], generator: random.Random
-) -> tuple[tuple[str, str], ...]:
-  """Two results at random made into one, until one is left."""
-  terms: list[Any] = _terms(numbers)
-  while len(terms) > 1:
-    generator.shuffle(terms)
-    combined = _combined(terms[0], terms[1], generator.choice(_OPERATIONS))
-    if combined is not None:
-      terms = [combined, *terms[2:]]
-  return terms[0][3]
+  return " ".join(step.line for step in steps), steps[-1].expression

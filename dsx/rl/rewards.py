@@ -10,13 +10,11 @@ with weights:
   length      0 down to -1 over the last `margin` tokens (DAPO)
   repetition  minus the share of repeated n-grams
 
-Answers are compared by `evals.grading`. What may hang or do harm (mathematics,
-code) runs in processes that are killed at a deadline. An error there is neither
-right nor wrong: the sample has no reward, and is to be left out of the update.
+`accuracy` tells what is right. Where it can't (a comparison that hangs, no
+sandbox for a program), that is an error of its own and no wrong answer: the
+sample has no reward, and is to be left out of the update.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -27,19 +25,14 @@ from typing import NamedTuple
 import numpy as np
 
 from dsx.data import problems as problems_lib
-from dsx.evals import grading
+from dsx.rl import accuracy
 from dsx.rl import advantages
-from dsx.rl import code_reward
-from dsx.rl import countdown
 from dsx.rl import language
-from dsx.rl import pool
 from dsx.rl import repetition
 from dsx.rl import response
 from dsx.rl import sandbox
 
 _WEIGHTS = ("accuracy", "format", "language", "length", "repetition")
-# What a program's sandbox may take beyond the program's own time, in seconds.
-_SANDBOX_SECONDS = 45.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +65,8 @@ class Rewards:
   repetition: float = 0.0
   form: response.Form = "tags"
   unended: Literal["wrong", "masked", "graded"] = "wrong"
-  longest: int | None = None
-  margin: int | None = None
+  longest: int = 0
+  margin: int = 0
   repetition_words: int = 8
   processes: int = 2
   seconds: float = 10.0
@@ -95,13 +88,7 @@ class Rewards:
         raise ValueError(
           f"{field}={getattr(self, field)!r}: expected more than 0; raise it"
         )
-    bounds = (self.longest, self.margin)
-    if self.length and None in bounds:
-      raise ValueError(
-        f"longest={self.longest}, margin={self.margin}: expected numbers of"
-        f" tokens with length={self.length}; give both"
-      )
-    if None not in bounds:
+    if self.length:
       advantages.overlong_penalty(0, longest=self.longest, margin=self.margin)
 
 
@@ -164,10 +151,11 @@ class Grader:
     """
     self._rewards = rewards
     self._opened = opened
-    self._pool = pool.Pool(
-      rewards.processes,
+    self._judge = accuracy.Judge(
+      processes=rewards.processes,
       seconds=rewards.seconds,
       memory_bytes=rewards.memory_bytes,
+      limits=rewards.limits,
     )
 
   def __enter__(self) -> "Grader":
@@ -178,84 +166,66 @@ class Grader:
 
   def close(self) -> None:
     """Ends its processes. Grading starts them again."""
-    self._pool.close()
+    self._judge.close()
 
-  def check(self, problems: Iterable[problems_lib.Problem]) -> None:
+  def check(self, problems: Sequence[problems_lib.Problem]) -> None:
     """Refuses problems whose answers could never be graded.
 
     Args:
       problems: that will be put.
 
     Raises:
-      ValueError: a reference is no number or mathematics, or a language is
-        unknown; names the problem.
-      sandbox.Unavailable: there is code to run and no sandbox.
+      ValueError: a reference can't be compared with, or a language is unknown;
+        names the problem.
+      sandbox.Unavailable: there is code to run, and no sandbox.
     """
-    mathematics = []
-    programs = False
-    for problem in problems:
-      try:
-        if self._rewards.language:
+    if self._rewards.language:
+      for problem in problems:
+        try:
           language.consistency("", problem.language)
-        if problem.kind in _CHEAP:
-          _CHEAP[problem.kind]("", problem.answer)
-      except ValueError as error:
-        raise ValueError(f"problem {problem.name!r}: {error}") from None
-      if problem.kind == "math":
-        mathematics.append(problem)
-      programs = programs or problem.kind == "code"
-    outcomes = self._pool.map(
-      grading.mathematics, [(p.answer, p.answer) for p in mathematics]
-    )
-    for problem, outcome in zip(mathematics, outcomes, strict=True):
-      if outcome.error or not outcome.value:
-        raise ValueError(
-          f"problem {problem.name!r}: answer={problem.answer!r}: expected"
-          " mathematics that equals itself, got"
-          f" {outcome.error or 'False'}; change it, or the problem's kind"
-        )
-    if programs:
-      sandbox.check()
+        except ValueError as error:
+          raise ValueError(f"problem {problem.name!r}: {error}") from None
+    self._judge.check(problems)
 
   def grade(
     self,
     responses: Sequence[Response | tuple[problems_lib.Problem, str, int, bool]],
   ) -> Grades:
-    """Grades responses.
-
-    Args:
-      responses: N of them.
-    """
+    """Grades N responses."""
     rewards = self._rewards
     given = [Response(*r) for r in responses]
-    parsed = [
-      response.parse(r.text, opened=self._opened, form=rewards.form)
-      for r in given
-    ]
-    wrong = rewards.unended == "wrong"
-    parsed = [
-      response.Response("", None) if r.truncated and wrong else p
-      for r, p in zip(given, parsed, strict=True)
-    ]
-    masked = rewards.unended == "masked"
-    error = ["cut off" if r.truncated and masked else "" for r in given]
+    parsed = [self._parsed(r) for r in given]
+    right, error = self._judge.judge(
+      [(r.problem, p.answer) for r, p in zip(given, parsed, strict=True)]
+    )
+    if rewards.unended == "masked":
+      cut = [r.truncated for r in given]
+      right[np.array(cut, bool)] = np.nan
+      error = ["cut off" if c else e for c, e in zip(cut, error, strict=True)]
     parts = {
-      "accuracy": self._accuracy(given, parsed, error),
+      "accuracy": right,
       "format": np.array([p.well_formed for p in parsed], np.float32),
       **self._measured(given, parsed),
     }
-    failed = np.array([bool(e) for e in error], bool)
     total = np.zeros(len(given), np.float32)
     for name, values in parts.items():
-      known = np.nan_to_num(values, nan=0.0)
-      total += np.float32(getattr(rewards, name)) * known
-    total[failed] = np.nan
+      total += np.float32(getattr(rewards, name)) * np.nan_to_num(values)
+    total[np.array([bool(e) for e in error], bool)] = np.nan
     return Grades(total, parts, error)
 
-  def _measured(self, given, parsed) -> dict[str, np.ndarray]:
+  def _parsed(self, given: Response) -> response.Response:
+    if given.truncated and self._rewards.unended != "graded":
+      return response.Response("", None)
+    return response.parse(
+      given.text, opened=self._opened, form=self._rewards.form
+    )
+
+  def _measured(
+    self, given: Sequence[Response], parsed: Sequence[response.Response]
+  ) -> dict[str, np.ndarray]:
     """The rewards that are no question of right or wrong."""
     rewards = self._rewards
-    found = {}
+    found: dict[str, Any] = {}
     if rewards.language:
       found["language"] = [
         language.consistency(p.thought, r.problem.language)
@@ -271,48 +241,7 @@ class Grader:
       found["repetition"] = [
         -repetition.share(r.text, rewards.repetition_words) for r in given
       ]
-    return {k: np.array(v, np.float32) for k, v in found.items()}
-
-  def _accuracy(self, given, parsed, error: list[str]) -> np.ndarray:
-    """Float32 [N]; writes into `error` what could not be told."""
-    accuracy = np.zeros(len(given), np.float32)
-    waiting: dict[str, list[tuple[int, tuple]]] = {"math": [], "code": []}
-    for i, (one, parts) in enumerate(zip(given, parsed, strict=True)):
-      problem = one.problem
-      if error[i] or problem.kind == "open":
-        accuracy[i] = np.nan
-      elif not parts.answer:
-        continue  # a wrong form or no answer is wrong, whatever the question
-      elif problem.kind in _CHEAP:
-        accuracy[i] = _CHEAP[problem.kind](parts.answer, problem.answer)
-      elif problem.kind == "math":
-        waiting["math"].append((i, (parts.answer, problem.answer)))
-      else:
-        program = code_reward.program_in(parts.answer)
-        if program is not None:
-          cases = [code_reward.Case(**case) for case in problem.answer]
-          call = (program, cases, self._rewards.limits)
-          waiting["code"].append((i, call))
-    for kind, function in _COSTLY.items():
-      calls = [call for _, call in waiting[kind]]
-      outcomes = self._pool.map(
-        function, calls, seconds=self._seconds(kind, calls)
-      )
-      for (i, _), outcome in zip(waiting[kind], outcomes, strict=True):
-        error[i] = outcome.error
-        accuracy[i] = np.nan if outcome.error else float(outcome.value)
-    return accuracy
-
-  def _seconds(self, kind: str, calls: Sequence[tuple]) -> float:
-    """For a call; a program that is slow is wrong, and no error."""
-    if kind != "code" or not calls:
-      return self._rewards.seconds
-    most = max(len(cases) for _, cases, _ in calls)
-    return most * (self._rewards.limits.seconds + _SANDBOX_SECONDS)
-
-
-def _solves(answer: str, reference: dict[str, Any]) -> bool:
-  return countdown.solves(answer, reference["numbers"], reference["target"])
+    return {name: np.array(v, np.float32) for name, v in found.items()}
 
 
 def _one_of(field: str, value: Any, allowed: Sequence[str]) -> None:
@@ -320,16 +249,3 @@ def _one_of(field: str, value: Any, allowed: Sequence[str]) -> None:
     raise ValueError(
       f"{field}={value!r}: expected one of {', '.join(allowed)}; change it"
     )
-
-
-# By kind of problem: what tells at once, and what needs a process of its own.
-_CHEAP: dict[str, Callable[[str, Any], bool]] = {
-  "number": grading.number,
-  "set": grading.number_set,
-  "choice": grading.choice,
-  "countdown": _solves,
-}
-_COSTLY: dict[str, Callable[..., Any]] = {
-  "math": grading.mathematics,
-  "code": code_reward.grade,
-}
