@@ -58,13 +58,27 @@ def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
   loss = functools.partial(losses.total, model)
   grad = jax.grad(loss, has_aux=True)
 
-  def micro(i):
-    one = jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batch
-    )
+  def micro(one):
     return grad(params, router_bias, one, divide_by, scalars)
 
-  if batch["tokens"].shape[0] == 1:
+  return accumulated(micro, batch, scalars["micro_batches"])
+
+
+def accumulated(function, batch, micro_batches):
+  """Sums of what a function returns for each micro-batch.
+
+  Args:
+    function: of a micro-batch; returns a tree of arrays.
+    batch: leaves [M, ...].
+    micro_batches: int32 [], how many of M count, at least 1.
+  """
+
+  def micro(i):
+    return function(
+      jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batch)
+    )
+
+  if jax.tree.leaves(batch)[0].shape[0] == 1:
     return micro(0)
 
   def add(i, total):
@@ -74,7 +88,7 @@ def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
     lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(micro, 0)
   )
   with jax.named_scope(MICRO_BATCHES):
-    return lax.fori_loop(0, scalars["micro_batches"], add, zero)
+    return lax.fori_loop(0, micro_batches, add, zero)
 
 
 def router_biases(router_bias, load, speed):
@@ -126,28 +140,46 @@ def train_step(
   grads, metrics = gradients(
     model, state.params, state.router_bias, batch, scalars
   )
+  bias = router_biases(
+    state.router_bias, metrics["load"], scalars["bias_update_speed"]
+  )
+  state, taken = applied(
+    optimizer, state, grads, metrics["loss"], scalars["learning_rate"], bias
+  )
+  violation = routing.max_violation(metrics["load"])
+  return state, metrics | taken | {"max_violation": violation}
+
+
+def applied(optimizer, state, grads, loss, learning_rate, router_bias):
+  """Moves the state along gradients, unless they or the loss are not finite.
+
+  Args:
+    optimizer: gives the direction.
+    state: the training state.
+    grads: gradients.
+    loss: what they are of, float32 [].
+    learning_rate: float32 [].
+    router_bias: what the router biases become.
+
+  Returns:
+    (state, its step counted, taken or not; `grad_norm` and `finite`).
+  """
   grad_norm = optimizer_lib.global_norm(grads)
-  finite = optimizer_lib.all_finite(metrics["loss"], grad_norm)
+  finite = optimizer_lib.all_finite(loss, grad_norm)
   # A refused step keeps the moments (`take`) and moves nothing (rate 0).
   direction, opt_state = optimizer.update(
     grads, state.opt_state, state.params, grad_norm=grad_norm, take=finite
   )
-  rate = jnp.where(finite, scalars["learning_rate"], 0.0)
+  rate = jnp.where(finite, learning_rate, 0.0)
   params = jax.tree.map(
     lambda p, d: (p - rate * d).astype(p.dtype), state.params, direction
   )
-  bias = router_biases(
-    state.router_bias, metrics["load"], scalars["bias_update_speed"]
-  )
   bias = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), bias, state.router_bias
+    lambda new, old: jnp.where(finite, new, old),
+    router_bias,
+    state.router_bias,
   )
   refused = jnp.logical_not(finite).astype(jnp.int32)
-  metrics |= {
-    "grad_norm": grad_norm,
-    "max_violation": routing.max_violation(metrics["load"]),
-    "finite": finite,
-  }
   return state_lib.TrainState(
     step=state.step + 1,
     params=params,
@@ -155,7 +187,7 @@ def train_step(
     router_bias=bias,
     skipped=state.skipped + refused,
     skipped_in_a_row=(state.skipped_in_a_row + refused) * refused,
-  ), metrics
+  ), {"grad_norm": grad_norm, "finite": finite}
 
 
 def compiled(model, optimizer, placement: state_lib.TrainState):
