@@ -39,7 +39,7 @@ def addition(
     ValueError: an argument is out of range, or there are fewer than n.
 
   >>> addition(2, 1, 0)[0].prompt
-  '59+63='
+  '66+15='
   """
   _check_at_least("digits", digits, 1)
   least = 10 ** (digits - 1) if digits > 1 else 0
@@ -277,6 +277,6 @@ def _expression(
     if steps is None:
       raise ValueError(
         f"answer={problem.answer}: expected a target that the numbers reach by"
-        " way of natural numbers; change it, or take its solution from elsewhere"
+        " way of natural numbers; take its solution from elsewhere"
       )
   return " ".join(step.line for step in steps), steps[-1].expression

@@ -19,8 +19,8 @@ def share(text: str, n: int = 8) -> float:
     text: of any length; fewer than n words repeat nothing.
     n: words.
 
-  >>> share("one two three " * 5, n=3)
-  0.7692307692307693
+  >>> share("a b a b a", n=2)
+  0.5
   """
   if n < 1:
     raise ValueError(f"n={n}: expected at least 1 word; raise it")
