@@ -61,6 +61,21 @@ def prompts(
   return Prompts(numbers, tokens, following, length)
 
 
+def copies(
+  pairs: Sequence[tuple[int, int]], n: int, nowhere: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sources and targets of pages to copy, int32 [n] each.
+
+  Args:
+    pairs: of source and target, at most n.
+    n: numbers in an array.
+    nowhere: number of a page that there is not, for the rest.
+  """
+  found = np.array([(0, nowhere)] * n, np.int32)
+  found[: len(pairs)] = pairs
+  return found[:, 0], found[:, 1]
+
+
 def table(slots: Slots, columns: int) -> np.ndarray:
   """Pages of each slot, int32 [B, columns]."""
   found = np.zeros((len(slots), columns), np.int32)

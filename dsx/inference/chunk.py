@@ -1,7 +1,7 @@
 """What decoding a chunk of tokens reads, carries along and leaves.
 
 Legend (parallel/axes.py): B batch, V vocabulary; J drafts per step, L = J + 1
-tokens read per step.
+tokens read per step; M expert layers, K experts per token.
 """
 
 from typing import Any
@@ -55,6 +55,8 @@ class Drawn(NamedTuple):
     token: int32.
     sampled_logprob: float32, under the distribution drawn from.
     scores: under the model.
+    experts: int [steps, B, L, M, K], of the tokens that were read, each before
+      the one that was drawn (`decoder.apply`); None if not recorded.
   """
 
   count: Any
@@ -62,6 +64,7 @@ class Drawn(NamedTuple):
   token: Any
   sampled_logprob: Any
   scores: prefill.Scores
+  experts: Any
 
 
 class Chunk(NamedTuple):
@@ -76,6 +79,7 @@ class Chunk(NamedTuple):
     context_seen: bool [B, S].
     n_top: how many best tokens to report with each token.
     vocab_size: ids from here on only pad the model's vocabulary.
+    records: whether to record experts.
   """
 
   model: decoder.Decoder
@@ -86,6 +90,7 @@ class Chunk(NamedTuple):
   context_seen: Any
   n_top: int
   vocab_size: int
+  records: bool
 
   def logits(self, hidden):
     """float32 [B, L, V] of hidden [B, L, D], without padding."""

@@ -39,7 +39,14 @@ class _Carry(NamedTuple):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("model", "context_pages", "steps", "n_top", "vocab_size"),
+  static_argnames=(
+    "model",
+    "context_pages",
+    "steps",
+    "n_top",
+    "vocab_size",
+    "records",
+  ),
   donate_argnames=("pages", "drafts"),
 )
 def decode(
@@ -57,6 +64,7 @@ def decode(
   steps: int,
   n_top: int,
   vocab_size: int,
+  records: bool,
 ):
   """Draws up to `steps` * L tokens of each sequence.
 
@@ -74,6 +82,7 @@ def decode(
     steps: most steps.
     n_top: how many best tokens to report with each token.
     vocab_size: ids from here on only pad the model's vocabulary.
+    records: whether to record experts.
 
   Returns:
     (pages, state, drafts, `Drawn`).
@@ -90,6 +99,7 @@ def decode(
     seen < state.length[:, None],
     n_top,
     vocab_size,
+    records,
   )
   blank = chunk_lib.Drafts.none(b, n - 1, vocab_size)
   start = _Carry(
@@ -105,7 +115,7 @@ def decode(
     tuple(jnp.zeros((b, steps * n, x.shape[2]), x.dtype) for x in contexts),
     jnp.zeros((b, steps * n), bool),
     jnp.zeros((b, steps * n), jnp.int32),
-    _nothing_drawn(steps, b, n, n_top),
+    _nothing_drawn(chunk, steps, b, n),
   )
   end = lax.while_loop(
     lambda c: (c.step < steps) & (c.state.remaining > 0).any(),
@@ -118,8 +128,12 @@ def decode(
   return pages, end.state, end.drafts, end.drawn
 
 
-def _nothing_drawn(steps: int, b: int, n: int, n_top: int) -> chunk_lib.Drawn:
-  each, best = (steps, b, n), (steps, b, n, n_top)
+def _nothing_drawn(
+  chunk: chunk_lib.Chunk, steps: int, b: int, n: int
+) -> chunk_lib.Drawn:
+  each, best = (steps, b, n), (steps, b, n, chunk.n_top)
+  c = chunk.model.config
+  chosen = (*each, c.num_moe_layers, c.num_experts_per_tok)
   integers, floats = (
     functools.partial(jnp.zeros, dtype=t) for t in (jnp.int32, jnp.float32)
   )
@@ -129,6 +143,7 @@ def _nothing_drawn(steps: int, b: int, n: int, n_top: int) -> chunk_lib.Drawn:
     token=integers(each),
     sampled_logprob=floats(each),
     scores=prefill.Scores(floats(each), integers(best), floats(best)),
+    experts=jnp.zeros(chosen, decoder.index_type(c)) if chunk.records else None,
   )
 
 
@@ -140,8 +155,15 @@ def _step(chunk: chunk_lib.Chunk, carry: _Carry) -> _Carry:
   places = jnp.arange(n, dtype=jnp.int32)
   positions = state.length[:, None] + places[None, :]
   memory = _memory(chunk, carry, n)
-  found: Any = chunk.model.apply(
-    chunk.variables, inputs, positions, memory, active, method="decode"
+  found, experts = decoder.apply(
+    chunk.model,
+    chunk.variables,
+    inputs,
+    positions,
+    memory,
+    active,
+    method="decode",
+    records=chunk.records,
   )
   hidden, passed_on, memory = found
   logits = chunk.logits(hidden)
@@ -154,7 +176,8 @@ def _step(chunk: chunk_lib.Chunk, carry: _Carry) -> _Carry:
     logits,
   )
   count, stopped = verdicts.kept(chunk, state, verdict)
-  drawn = _recorded(chunk, carry, verdict, count, sampled, logits)
+  scores = prefill.scores(logits, verdict.tokens, chunk.n_top)
+  drawn = _recorded(carry, verdict, count, sampled, scores, experts)
   last = jnp.maximum(count - 1, 0)
   token = jnp.take_along_axis(verdict.tokens, last[:, None], axis=1)[:, 0]
   new = chunk_lib.State(
@@ -194,16 +217,15 @@ def _memory(chunk: chunk_lib.Chunk, carry: _Carry, n: int) -> cache.Memory:
   )
 
 
-def _recorded(
-  chunk: chunk_lib.Chunk, carry: _Carry, verdict, count, sampled, logits
-):
+def _recorded(carry: _Carry, verdict, count, sampled, scores, experts):
   """The record with this step in it."""
   now = chunk_lib.Drawn(
     count=count,
     accepted=jnp.where(count > 0, verdict.accepted, 0),
     token=verdict.tokens,
     sampled_logprob=sampled,
-    scores=prefill.scores(logits, verdict.tokens, chunk.n_top),
+    scores=scores,
+    experts=experts,
   )
 
   def write(record, value):

@@ -29,6 +29,8 @@ class Decoding:
     drafts: tokens that MTP modules propose per step, one module each.
     context: longest prompt and answer together; None for as many tokens as
       the model is meant for.
+    record_experts: whether to hand out the experts that each token was sent
+      to, for a trainer to replay (`Update.experts`).
   """
 
   slots: int = 8
@@ -37,9 +39,10 @@ class Decoding:
   steps: int = 16
   drafts: int = 0
   context: int | None = None
+  record_experts: bool = False
 
   def __post_init__(self):
-    least = {"drafts": 0, "context": 2}
+    least = {"drafts": 0, "context": 2, "record_experts": False}
     for field in dataclasses.fields(self):
       value, bound = getattr(self, field.name), least.get(field.name, 1)
       if value is not None and value < bound:
@@ -129,6 +132,11 @@ def check(
     raise ValueError(
       f"context={decoding.context}: expected at most "
       f"max_position_embeddings={longest}, the model's context; shorten it"
+    )
+  if decoding.record_experts and not config.num_moe_layers:
+    raise ValueError(
+      f"record_experts=True: expected a model with experts, its "
+      f"{config.num_hidden_layers} layers are dense; set it to False"
     )
   shape = {} if mesh is None else mesh.shape
   for axis in (axes.PIPE, axes.CONTEXT):

@@ -35,10 +35,10 @@ from dsx.inference import news
 from dsx.inference import prefill
 from dsx.inference import request as request_lib
 from dsx.inference import scheduler
+from dsx.inference import weights
 from dsx.models import cache
 from dsx.models import config as config_lib
 from dsx.models import decoder
-from dsx.models import layout
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
@@ -106,8 +106,7 @@ class Engine:
       chunk=decoding.steps * (1 + decoding.drafts),
     )
     with self._scope():
-      variables = layout.to_layers(config, variables)
-      self._variables = decoder.absorbed(self._model, variables)
+      self._weights = weights.Weights(self._model, variables)
       self._pool = cache.empty_pages(
         config,
         n_pages=self._scheduler.pages.total,
@@ -158,6 +157,34 @@ class Engine:
       },
     )
 
+  def load(self, variables) -> None:
+    """Goes on with other weights, and with nothing in the cache.
+
+    No program is compiled for them, and no array copied that needs no other
+    layout: see `weights.Weights`.
+
+    Args:
+      variables: as at first, in either layout and in place on the mesh.
+
+    Raises:
+      ValueError: there are requests, or these are not variables of the model;
+        then all is as before.
+    """
+    if self.busy:
+      n = len(self._scheduler.running) + len(self._scheduler.waiting)
+      raise ValueError(
+        f"load: {n} unfinished requests: expected none, as what is cached of "
+        "them is of other weights; let them end or cancel them"
+      )
+    with self._scope():
+      self._weights.load(variables)
+    self._drafted = [None] * len(self._drafted)
+
+  @property
+  def deleted(self) -> bool:
+    """Whether weights were donated to somebody since they were loaded."""
+    return self._weights.deleted
+
   def submit(self, request: request_lib.Request) -> int:
     """Queues a request.
 
@@ -167,37 +194,15 @@ class Engine:
     Raises:
       ValueError: it can never be answered, and why.
     """
-    prompt, how = request.prompt, request.sampling
-    if not prompt:
-      raise ValueError("prompt=(): expected at least one token; begin with BOS")
-    wrong = [t for t in prompt if not 0 <= t < self._vocab_size]
-    if wrong:
-      raise ValueError(
-        f"prompt: id {wrong[0]}: expected ids from 0 to {self._vocab_size - 1}"
-        "; use the model's own vocabulary"
-      )
-    if len(prompt) >= self._context + (how.max_new_tokens == 0):
-      raise ValueError(
-        f"prompt of {len(prompt)} tokens: expected fewer than the context of "
-        f"{self._context}; shorten it"
-      )
-    if not (how.max_new_tokens or request.score_prompt):
-      raise ValueError(
-        "max_new_tokens=0: expected at least 1, unless the prompt is scored; "
-        "raise it"
-      )
-    longest = min(len(prompt) + how.max_new_tokens, self._context)
-    pages = self._scheduler.pages.total
-    if self._scheduler.pages_for(longest) > pages:
-      room = pages * self._decoding.page_size
-      raise ValueError(
-        f"prompt of {len(prompt)} tokens and max_new_tokens="
-        f"{how.max_new_tokens}: expected at most cache_tokens={room} together; "
-        "lower max_new_tokens or raise cache_tokens"
-      )
+    request_lib.check(
+      request,
+      vocab_size=self._vocab_size,
+      context=self._context,
+      room=self._scheduler.pages.total * self._decoding.page_size,
+    )
     number = self._next
     self._next += 1
-    sequence = scheduler.Sequence(number, request, list(prompt))
+    sequence = scheduler.Sequence(number, request, list(request.prompt))
     self._scheduler.waiting.append(sequence)
     return number
 
@@ -211,25 +216,34 @@ class Engine:
     Returns:
       News of every request that has any; nothing if the engine is idle.
     """
+    return [record.update() for record in self.advance()]
+
+  def advance(self) -> list[news.Record]:
+    """As `step`, with news in arrays."""
     with self._scope():
-      updates = self._admit()
+      records = self._admit()
       self._scheduler.make_room()
       if self._scheduler.running:
-        updates += self._decode()
-    return updates
+        records += self._decode()
+    return records
 
-  def _admit(self) -> list[request_lib.Update]:
+  def _admit(self) -> list[news.Record]:
     """Lets requests into free slots and reads their prompts."""
     admitted = self._scheduler.admit()
-    updates = []
+    records = []
     for group in self._groups(admitted.to_read):
-      updates += self._prefill(group)
-    for source, target in admitted.copies:
-      self._pool = _copy_page(self._pool, source, target)
+      records += self._prefill(group)
+    for sequence, twin in admitted.sharing:
+      sequence.prompt_experts = twin.prompt_experts
+    if admitted.copies:
+      copies = batch.copies(
+        admitted.copies, self._decoding.slots, self._scheduler.pages.total
+      )
+      self._pool = _copy_pages(self._pool, *copies)
     for sequence in admitted.to_read:
       if not self._scheduler.remaining(sequence):  # to be scored, no more
         self._scheduler.release(sequence)
-    return updates
+    return records
 
   # Reading prompts.
 
@@ -250,9 +264,7 @@ class Engine:
     tokens = max(sequence.cached, least)
     return min(_power_of_two(self._scheduler.pages_for(tokens)), self._columns)
 
-  def _prefill(
-    self, group: list[scheduler.Sequence]
-  ) -> list[request_lib.Update]:
+  def _prefill(self, group: list[scheduler.Sequence]) -> list[news.Record]:
     """Reads the prompts of one group."""
     prompts = batch.prompts(
       group,
@@ -263,15 +275,18 @@ class Engine:
     )
     self._counts["prompt_tokens"] += sum(len(s.tokens) for s in group)
     score = group[0].to_score
-    self._pool, scores = prefill.prefill(
+    self._pool, scores, experts = prefill.prefill(
       self._model,
-      self._variables,
+      self._weights.arrays,
       self._pool,
       *prompts,
       score=score,
       n_top=batch.n_top(group) if score else 0,
       vocab_size=self._vocab_size,
+      records=self._decoding.record_experts,
     )
+    if experts is not None:
+      _keep_experts(group, np.asarray(experts))
     if not score:
       return []
     scores = jax.tree.map(np.asarray, scores)
@@ -282,18 +297,17 @@ class Engine:
     shards = mesh_lib.batch_shards(self._mesh)
     return -(-rows // shards) * shards
 
-  def _scored(self, sequence, scores, row: int) -> request_lib.Update:
-    """The update with what the model thought of a prompt."""
+  def _scored(self, sequence, scores, row: int) -> news.Record:
+    """What the model thought of a prompt."""
     sequence.scored = True
-    return request_lib.Update(
-      request=sequence.number,
-      prompt=news.of_prompt(sequence, scores, row),
-      finish=None if self._scheduler.remaining(sequence) else "length",
-    )
+    record = news.of_prompt(sequence, scores, row)
+    if not self._scheduler.remaining(sequence):
+      record.finish = "length"
+    return record
 
   # Drawing tokens.
 
-  def _decode(self) -> list[request_lib.Update]:
+  def _decode(self) -> list[news.Record]:
     """Decodes a chunk of everything that is in a slot."""
     running = self._scheduler.running
     # A text that will stay short meets its last program at once.
@@ -305,7 +319,7 @@ class Engine:
     fresh = [a != b for a, b in zip(numbers, self._drafted, strict=True)]
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
-      self._variables,
+      self._weights.arrays,
       self._pool,
       batch.table(slots, self._columns),
       batch.state(self._scheduler),
@@ -317,11 +331,15 @@ class Engine:
       steps=self._decoding.steps,
       n_top=batch.n_top(running),
       vocab_size=self._vocab_size,
+      records=self._decoding.record_experts,
     )
     self._drafted = numbers
     drawn = jax.tree.map(np.asarray, drawn)
     self._count(drawn)
-    return [self._update(sequence, drawn) for sequence in running]
+    records = news.of_chunk(running, drawn)
+    for sequence, record in zip(running, records, strict=True):
+      self._end(sequence, record)
+    return records
 
   def _count(self, drawn: chunk.Drawn) -> None:
     worked = drawn.count > 0
@@ -330,22 +348,26 @@ class Engine:
     self._counts["drafted"] += int(worked.sum()) * self._decoding.drafts
     self._counts["accepted"] += int(drawn.accepted.sum())
 
-  def _update(self, sequence: scheduler.Sequence, drawn) -> request_lib.Update:
-    """What a chunk brought for one sequence; lets it go when it has ended."""
-    found = news.of_chunk(sequence, drawn)
-    sequence.tokens += [token.token for token in found]
-    update = request_lib.Update(request=sequence.number, drawn=found)
+  def _end(self, sequence: scheduler.Sequence, record: news.Record) -> None:
+    """Lets a sequence go if it has ended."""
     ends = batch.stop_tokens(sequence, self._eos)
-    if found and found[-1].token in ends:
-      update.finish = "stop"
+    if len(record.tokens) and sequence.tokens[-1] in ends:
+      record.finish = "stop"
     elif not self._scheduler.remaining(sequence):
-      update.finish = "length"
-    if update.finish:
+      record.finish = "length"
+    if record.finish:
       self._scheduler.release(sequence)
-    return update
 
 
-_copy_page = jax.jit(cache.copy_page, donate_argnums=0)
+_copy_pages = jax.jit(cache.copy_pages, donate_argnums=0)
+
+
+def _keep_experts(group: list[scheduler.Sequence], experts) -> None:
+  """Keeps those of prompts [B, L, M, K] that were not read before."""
+  for row, sequence in enumerate(group):
+    if sequence.prompt_experts is None:
+      read = len(sequence.request.prompt) - 1
+      sequence.prompt_experts = experts[row, :read].copy()
 
 
 def _power_of_two(n: int) -> int:

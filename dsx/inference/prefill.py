@@ -4,7 +4,8 @@ All of a prompt but its last token is read here, many prompts at once and each
 from its beginning; the last token is the first that `decode` reads. So logits
 are computed here only for whoever asks what the model thought of the prompt.
 
-Legend (parallel/axes.py): B batch, L length, V vocabulary; n pages per prompt.
+Legend (parallel/axes.py): B batch, L length, V vocabulary; n pages per prompt,
+M expert layers, K experts per token.
 """
 
 import functools
@@ -48,7 +49,7 @@ def scores(logits, tokens, n_top: int) -> Scores:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("model", "score", "n_top", "vocab_size"),
+  static_argnames=("model", "score", "n_top", "vocab_size", "records"),
   donate_argnames=("pages",),
 )
 def prefill(
@@ -63,6 +64,7 @@ def prefill(
   score: bool,
   n_top: int,
   vocab_size: int,
+  records: bool,
 ):
   """Reads prompts and writes their entries into pages.
 
@@ -77,17 +79,25 @@ def prefill(
     score: whether to score `following`.
     n_top: how many best tokens to report with each score.
     vocab_size: ids from here on only pad the model's vocabulary.
+    records: whether to record experts.
 
   Returns:
-    (pages, `Scores` [B, n * page] or None).
+    (pages, `Scores` [B, n * page] or None, experts [B, n * page, M, K] of
+    `decoder.apply` or None).
   """
   valid = jnp.arange(tokens.shape[1])[None, :] < length[:, None]
-  hidden, entries = model.apply(
-    variables, tokens, following, valid, method="prefill"
+  (hidden, entries), experts = decoder.apply(
+    model,
+    variables,
+    tokens,
+    following,
+    valid,
+    method="prefill",
+    records=records,
   )
   pages = cache.write_pages(pages, numbers, entries)
   if not score:
-    return pages, None
+    return pages, None, experts
   rows = hidden.reshape(-1, hidden.shape[-1])
   unit = min(_ROWS, rows.shape[0])
   missing = -rows.shape[0] % unit
@@ -106,4 +116,4 @@ def prefill(
     x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[: tokens.size]
     return x.reshape(*tokens.shape, *x.shape[1:])
 
-  return pages, jax.tree.map(whole, found)
+  return pages, jax.tree.map(whole, found), experts

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 from typing import NamedTuple
 
+import numpy as np
+
 from dsx.inference import sampling as sampling_lib
 
 Finish = Literal["stop", "length"]
@@ -44,6 +46,47 @@ class Drawn(NamedTuple):
   top: tuple[tuple[int, float], ...] = ()
 
 
+def check(
+  request: Request, *, vocab_size: int, context: int, room: int
+) -> None:
+  """Refuses a request that can never be answered.
+
+  Args:
+    request: what is asked.
+    vocab_size: ids that there are.
+    context: longest prompt and answer together.
+    room: tokens that the cache holds, in whole pages.
+
+  Raises:
+    ValueError: and why.
+  """
+  prompt, how = request.prompt, request.sampling
+  if not prompt:
+    raise ValueError("prompt=(): expected at least one token; begin with BOS")
+  if not (0 <= min(prompt) and max(prompt) < vocab_size):
+    wrong = next(t for t in prompt if not 0 <= t < vocab_size)
+    raise ValueError(
+      f"prompt: id {wrong}: expected ids from 0 to {vocab_size - 1}"
+      "; use the model's own vocabulary"
+    )
+  if len(prompt) >= context + (how.max_new_tokens == 0):
+    raise ValueError(
+      f"prompt of {len(prompt)} tokens: expected fewer than the context of "
+      f"{context}; shorten it"
+    )
+  if not (how.max_new_tokens or request.score_prompt):
+    raise ValueError(
+      "max_new_tokens=0: expected at least 1, unless the prompt is scored; "
+      "raise it"
+    )
+  if min(len(prompt) + how.max_new_tokens, context) > room:
+    raise ValueError(
+      f"prompt of {len(prompt)} tokens and max_new_tokens="
+      f"{how.max_new_tokens}: expected at most cache_tokens={room} together; "
+      "lower max_new_tokens or raise cache_tokens"
+    )
+
+
 @dataclasses.dataclass(kw_only=True)
 class Update:
   """News of one request.
@@ -56,9 +99,14 @@ class Update:
       as asked for or the context is full.
     prompt: once, if asked for: each token of the prompt, None for the first,
       which nothing predicts.
+    experts: of the tokens read since the last news, [tokens, M, K] integers,
+      M main layers with experts and K experts a token; all of a request's make
+      up its prompt and its answer without the last token. None if
+      `Decoding.record_experts` is off.
   """
 
   request: int
   drawn: list[Drawn] = dataclasses.field(default_factory=list)
   finish: Finish | None = None
   prompt: list[Drawn | None] | None = None
+  experts: np.ndarray | None = None

@@ -8,6 +8,9 @@ in a slot share its full pages and copy the page that both will write to.
 
 import collections
 import dataclasses
+import heapq
+
+import numpy as np
 
 from dsx.inference import pages as pages_lib
 from dsx.inference import request as request_lib
@@ -24,6 +27,9 @@ class Sequence:
     scored: whether the scores of its prompt were handed out.
     pages: of the cache, in order.
     slot: where it is decoded, if it is.
+    prompt_experts: integers [cached, M, K] of when its prompt was first read,
+      if they are recorded.
+    told: whether those were handed out.
   """
 
   number: int
@@ -32,6 +38,8 @@ class Sequence:
   scored: bool = False
   pages: list[int] = dataclasses.field(default_factory=list)
   slot: int | None = None
+  prompt_experts: np.ndarray | None = None
+  told: bool = False
 
   @property
   def cached(self) -> int:
@@ -48,6 +56,11 @@ class Sequence:
     """Whether its prompt has still to be scored."""
     return self.request.score_prompt and not self.scored
 
+  def take_prompt_experts(self) -> np.ndarray | None:
+    """`prompt_experts`, the first time."""
+    told, self.told = self.told, True
+    return None if told else self.prompt_experts
+
 
 @dataclasses.dataclass
 class Admitted:
@@ -55,10 +68,14 @@ class Admitted:
 
   Attributes:
     to_read: those whose prompts have to be read.
+    sharing: (sequence, the one whose prompt it shares).
     copies: (source, target) pages to be copied once they are.
   """
 
   to_read: list[Sequence] = dataclasses.field(default_factory=list)
+  sharing: list[tuple[Sequence, Sequence]] = dataclasses.field(
+    default_factory=list
+  )
   copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
@@ -80,6 +97,11 @@ class Scheduler:
     self.slots: list[Sequence | None] = [None] * slots
     self.waiting: collections.deque[Sequence] = collections.deque()
     self.pages = pages_lib.Pages(pages)
+    self._free = list(range(slots))  # a heap
+    # Those in slots by prompt, in the order that they were let in.
+    self._alike: dict[tuple[int, ...], dict[int, Sequence]] = (
+      collections.defaultdict(dict)
+    )
     self._page_size = page_size
     self._context = context
     self._chunk = chunk
@@ -109,23 +131,27 @@ class Scheduler:
   def admit(self) -> Admitted:
     """Gives slots and pages to those who wait, in their order."""
     admitted = Admitted()
-    while self.waiting and None in self.slots:
+    # Whoever is let in brings pages for a chunk along.
+    growth = sum(self._missing(s) for s in self.running)
+    while self.waiting and self._free:
       sequence = self.waiting[0]
       twin = self._twin(sequence)
       whole = sequence.cached // self._page_size
       shared = twin.pages[:whole] if twin else []
-      growth = sum(self._missing(s) for s in self.running)
       needed = self.pages_for(self._after_chunk(sequence)) - len(shared)
       if needed + growth > self.pages.free:
         break
       self.waiting.popleft()
       self.pages.share(shared)
       sequence.pages = shared + self.pages.take(needed)
-      sequence.slot = self.slots.index(None)
+      sequence.slot = heapq.heappop(self._free)
       self.slots[sequence.slot] = sequence
+      self._alike[sequence.request.prompt][sequence.number] = sequence
       if not twin:
         admitted.to_read.append(sequence)
-      elif sequence.cached % self._page_size:
+        continue
+      admitted.sharing.append((sequence, twin))
+      if sequence.cached % self._page_size:
         admitted.copies.append((twin.pages[whole], sequence.pages[whole]))
     return admitted
 
@@ -133,8 +159,9 @@ class Scheduler:
     """A sequence in a slot with the same prompt, to be shared."""
     if sequence.drawn or sequence.to_score:
       return None
-    prompt = sequence.request.prompt
-    return next((s for s in self.running if s.request.prompt == prompt), None)
+    # The first of them: what it shares is read by now, or before any copy.
+    alike = self._alike.get(sequence.request.prompt, {})
+    return next(iter(alike.values()), None)
 
   def _after_chunk(self, sequence: Sequence) -> int:
     """Tokens that the cache may have to hold of it when a chunk is over."""
@@ -150,6 +177,11 @@ class Scheduler:
     assert sequence.slot is not None
     self.pages.give_back(sequence.pages)
     self.slots[sequence.slot] = None
+    heapq.heappush(self._free, sequence.slot)
+    alike = self._alike[sequence.request.prompt]
+    del alike[sequence.number]
+    if not alike:
+      del self._alike[sequence.request.prompt]
     sequence.pages, sequence.slot = [], None
 
   def make_room(self) -> None:

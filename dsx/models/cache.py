@@ -167,7 +167,15 @@ def append(pages, table, positions, valid, entries):
   return pages.at[page, :, positions % size].set(stacked, mode="drop")
 
 
-def copy_page(pages, source, target):
-  """Page `source` copied to `target`, for a second sample of one prompt."""
-  page = lax.dynamic_index_in_dim(pages, source, 0)
-  return lax.dynamic_update_slice_in_dim(pages, page, target, 0)
+def copy_pages(pages, sources, targets):
+  """Pages copied, for further samples of one prompt.
+
+  Args:
+    pages: [P, N, page, W].
+    sources: int32 [n].
+    targets: int32 [n], none of them a source; those past P are dropped.
+
+  Returns:
+    The pages.
+  """
+  return pages.at[targets].set(pages[sources], mode="drop")

@@ -8,10 +8,12 @@ projections absorbed (`mla.MLA.decode`); `draft` is an MTP module's guess
 decoding").
 
 Legend (parallel/axes.py): B batch, L length, D model, V vocabulary; N layers
-of the cache (MTP modules last), W width of its entries.
+of the cache (MTP modules last), W width of its entries; M expert layers, K
+experts per token.
 """
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -23,6 +25,7 @@ from dsx.models import deepseek
 from dsx.models import layers as layers_lib
 from dsx.models import layout
 from dsx.models import mla
+from dsx.models import moe
 from dsx.models import mtp
 from dsx.models import transformer
 from dsx.ops import dtypes as dtypes_lib
@@ -187,3 +190,34 @@ def absorbed(model: Decoder, variables) -> dict:
 
 
 _absorb = jax.jit(mla.absorb, static_argnums=(1, 2))
+
+
+def apply(model: Decoder, variables, *args, method: str, records: bool) -> Any:
+  """`Decoder.apply`, and the experts that the main layers chose.
+
+  Args:
+    model: the model.
+    variables: in the layout `layers`.
+    *args: of the method.
+    method: `prefill` or `decode`.
+    records: whether to keep what was chosen.
+
+  Returns:
+    (what the method returns, `index_type` [B, L, M, K] or None).
+  """
+  if not records:
+    return model.apply(variables, *args, method=method), None
+  found, kept = model.apply(
+    variables, *args, method=method, mutable=[moe.CHOSEN]
+  )
+  c = model.config
+  chosen = [
+    kept[moe.CHOSEN][f"layers_{number}"]["mlp"]["index"]
+    for number in range(c.first_k_dense_replace, c.num_hidden_layers)
+  ]
+  return found, jnp.stack(chosen, axis=2).astype(index_type(c))
+
+
+def index_type(config: config_lib.DeepSeekConfig) -> str:
+  """The smallest type that holds an expert's number."""
+  return "uint8" if config.n_routed_experts <= 2**8 else "uint16"

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from dsx.models import config as config_lib
 
-_STACKS = ("dense_layers", "moe_layers")
+STACKS = ("dense_layers", "moe_layers")
 _LAYER = "layers_"
 
 
 def is_stacked(variables) -> bool:
   """Whether variables are in the layout of training."""
-  return any(name in variables["params"] for name in _STACKS)
+  return any(name in variables["params"] for name in STACKS)
 
 
 def _ranges(config: config_lib.DeepSeekConfig):
@@ -33,7 +33,7 @@ def _ranges(config: config_lib.DeepSeekConfig):
 
 def stack_of(config: config_lib.DeepSeekConfig, number: int) -> str:
   """The stack that holds layer `number` in training."""
-  return _STACKS[number >= config.first_k_dense_replace]
+  return STACKS[number >= config.first_k_dense_replace]
 
 
 def to_layers(config: config_lib.DeepSeekConfig, variables) -> dict:
@@ -42,7 +42,7 @@ def to_layers(config: config_lib.DeepSeekConfig, variables) -> dict:
     return variables
   result = {}
   for collection, tree in variables.items():
-    rest = {name: x for name, x in tree.items() if name not in _STACKS}
+    rest = {name: x for name, x in tree.items() if name not in STACKS}
     for stack, numbers in _ranges(config):
       for place, number in enumerate(numbers if stack in tree else ()):
         rest[f"{_LAYER}{number}"] = _taken(tree[stack], place)

@@ -59,7 +59,7 @@ class CacheTest(parameterized.TestCase):
     numbers = jnp.array([[1]], jnp.int32)
     first = _entries(rng, 1, SIZE, w)
     pages = cache.write_pages(pages, numbers, first)
-    pages = cache.copy_page(pages, 1, 6)
+    pages = cache.copy_pages(pages, jnp.array([1, 0]), jnp.array([6, 99]))
     pages = cache.write_pages(pages, numbers, _entries(rng, 1, SIZE, w))
     found = cache.gather(pages, jnp.array([[6]], jnp.int32))
     chex.assert_trees_all_equal(found, first)

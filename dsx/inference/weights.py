@@ -1,0 +1,149 @@
+"""A model's variables as decoding reads them, replaced while it lives.
+
+Whatever comes, decoding finds arrays of the same shapes, types and places, so
+that no program is compiled for new weights.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dsx.models import decoder
+from dsx.models import layout
+
+
+class Weights:
+  """Variables in the layout `layers`, with what `decoder.absorbed` adds.
+
+  Arrays that need no other layout are those that were given, not copies. Who
+  donates them to an update loads others before anything else is decoded.
+
+  Attributes:
+    arrays: the variables.
+  """
+
+  def __init__(self, model: decoder.Decoder, variables):
+    """Lays out the first variables, which say what all others have to be.
+
+    Args:
+      model: the model.
+      variables: of the model, in either layout.
+    """
+    self._model = model
+    arrays = _laid_out(variables, model)
+    self._places = jax.tree.map(lambda x: x.sharding, arrays)
+    self._types = jax.tree.map(_type, arrays)
+    self._seen = {_signature(variables)}
+    self.arrays = jax.device_put(arrays, self._places)
+
+  def load(self, variables) -> None:
+    """Replaces them.
+
+    Args:
+      variables: in either layout; floating-point numbers of another type are
+        rounded to that of the first ones.
+
+    Raises:
+      ValueError: names or shapes are not those of the first ones.
+    """
+    signature = _signature(variables)
+    if signature not in self._seen:
+      self._check(variables)
+      self._seen.add(signature)
+    self.arrays = None  # memory for both is more than many have
+    arrays = _laid_out(variables, self._model, _Types(self._types))
+    self.arrays = jax.device_put(arrays, self._places)
+
+  @property
+  def deleted(self) -> bool:
+    """Whether any array was donated to somebody."""
+    return any(x.is_deleted() for x in jax.tree.leaves(self.arrays))
+
+  def _check(self, variables) -> None:
+    arrays = jax.eval_shape(
+      functools.partial(_lay_out, model=self._model), variables
+    )
+    expected, found = (_by_name(tree) for tree in (self._types, arrays))
+    for name in sorted(expected.keys() ^ found.keys()):
+      which = "missing" if name in expected else "unknown"
+      raise ValueError(
+        f"variables{name}: {which}, expected the names that the engine was "
+        "made with; give variables of the same model"
+      )
+    for name, x in found.items():
+      wanted = expected[name]
+      floats = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, wanted))
+      if x.shape != wanted.shape or not (floats or x.dtype == wanted.dtype):
+        raise ValueError(
+          f"variables{name}: {x.dtype}{list(x.shape)}, expected "
+          f"{wanted.dtype}{list(wanted.shape)} as the engine was made with; "
+          "give variables of the same model or make another engine"
+        )
+
+
+class _Types:
+  """A tree of types, compared by what it is."""
+
+  def __init__(self, tree):
+    self.tree = tree
+    self._key = _signature(tree)
+
+  def __hash__(self):
+    return hash(self._key)
+
+  def __eq__(self, other):
+    return self._key == other._key
+
+
+def _type(x) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _signature(tree):
+  leaves, structure = jax.tree.flatten(tree)
+  return structure, tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves)
+
+
+def _by_name(tree) -> dict:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _laid_out(variables, model: decoder.Decoder, types: _Types | None = None):
+  """What decoding reads, and of that only what is new as new arrays."""
+  made = _make(variables, model, types)
+  arrays = {**made}
+  for collection, tree in variables.items():
+    kept = {n: x for n, x in tree.items() if n not in layout.STACKS}
+    if types is not None:
+      expected = {n: types.tree[collection][n] for n in kept}
+      kept = jax.tree.map(_rounded, kept, expected)
+    arrays[collection] = kept | made.get(collection, {})
+  return arrays
+
+
+@functools.partial(jax.jit, static_argnames=("model", "types"))
+def _make(variables, model: decoder.Decoder, types: _Types | None):
+  """The layers of stacks, and what is absorbed."""
+  arrays = _lay_out(variables, model)
+  if types is not None:
+    arrays = jax.tree.map(_rounded, arrays, types.tree)
+  made = {
+    collection: {
+      name: x
+      for name, x in tree.items()
+      if name not in variables.get(collection, {})
+    }
+    for collection, tree in arrays.items()
+  }
+  return {collection: tree for collection, tree in made.items() if tree}
+
+
+def _lay_out(variables, model: decoder.Decoder):
+  variables = layout.to_layers(model.config, variables)
+  return decoder.absorbed(model, variables)
+
+
+def _rounded(x, like):
+  return x if x.dtype == like.dtype else x.astype(like.dtype)
