@@ -23,7 +23,7 @@ _NUMBER = re.compile(
   rf"([-+]?)({_DIGITS}(?:\.\d*)?|\.\d+)(?:[eE]([-+]?\d{{1,6}}))?", re.ASCII
 )
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", re.ASCII)
-_BOXED = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\{([^{}]*)\}")
+_BOXED = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\{(.*)\}", re.DOTALL)
 _CHOICE = re.compile(
   r"(?:(?:option|choice|answer)\s*:?\s*)?"
   r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])\)?)[.:]?",
