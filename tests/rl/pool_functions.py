@@ -4,6 +4,8 @@ import ctypes
 import os
 import time
 
+from dsx.rl import sandbox
+
 
 def double(x):
   """2 x."""
@@ -40,3 +42,8 @@ def slowly(index: int):
   """The earlier, the slower."""
   time.sleep(0.2 / (index + 1))
   return index
+
+
+def no_sandbox(*_):
+  """What a program meets where it can't be run."""
+  raise sandbox.Unavailable("no sandbox here: forbidden")

@@ -17,6 +17,15 @@ class PoolTest(parameterized.TestCase):
       self.assertLessEqual(len({o.value for o in got}), 2)
       self.assertEqual(workers.map(pool_functions.double, []), [])
 
+  def test_a_time_of_its_own(self):
+    with pool.Pool(1, seconds=0.2) as workers:
+      workers.map(pool_functions.double, [(1,)])
+      call = [(0,)]
+      got = workers.map(pool_functions.slowly, call, seconds=30)
+      self.assertEqual(got[0], pool.Outcome(0))
+      got = workers.map(pool_functions.behave, [("hang",)])
+      self.assertEqual(got[0].error, "took more than 0.2 s")
+
   def test_whatever_happens_there_is_an_outcome(self):
     how = ["well", "raise", "hang", "crash", "exit", "leave", "eat", "well"]
     with pool.Pool(2, seconds=1.0, memory_bytes=2**32) as workers:

@@ -38,10 +38,40 @@ class ResponseTest(parameterized.TestCase):
     text = "<think>a</think><answer>4</answer>"
     self.assertFalse(response.parse(text, opened=True).well_formed)
 
+  @parameterized.parameters(
+    ("<think>a</think>4", "4"),
+    ("\n<think>\na</think>\n\nso \\boxed{4} it is", "4"),
+    ("<think>\\boxed{5}</think>\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+    ("<think>a</think>\\boxed{4} \\boxed{5}", ""),
+    ("<think>a</think>\\boxed{\\boxed{4}}", ""),
+    ("<think>a</think>\\boxed{4", ""),
+    ("<think>a</think>\\boxed{}", ""),
+    ("<think></think><answer>4</answer>", "<answer>4</answer>"),
+  )
+  def test_summary(self, text, answer):
+    got = response.parse(text, form="summary")
+    self.assertEqual((got.answer, got.well_formed), (answer, True))
+
+  @parameterized.parameters(
+    "",
+    "4",
+    "<think>a",
+    "a</think>4",
+    "<think>a</think>",
+    "<think></think> ",
+    "<think>a</think>b</think>4",
+    "<think><think>a</think>4",
+    "well <think>a</think>4",
+  )
+  def test_no_summary(self, text):
+    got = response.parse(text, form="summary")
+    self.assertEqual(got, response.Response("", None))
+
   def test_a_long_text_is_read_quickly(self):
     """No pattern goes over it again and again."""
     text = "<think>" * 20_000 + "</think>" * 20_000
     self.assertFalse(response.parse(text).well_formed)
+    self.assertFalse(response.parse(text, form="summary").well_formed)
 
 
 if __name__ == "__main__":
