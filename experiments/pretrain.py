@@ -7,7 +7,9 @@ workdir. The same command resumes. --dry_run shows shapes, shardings, memory
 and FLOPs of any run, the 671B one too.
 """
 
+from collections.abc import Callable
 import json
+from typing import Any
 
 from absl import flags
 
@@ -48,6 +50,11 @@ STALL = flags.DEFINE_float(
 def main(argv):
   """Trains, or says what would be trained."""
   del argv
+  together(train)
+
+
+def together(action: Callable[[], None]) -> None:
+  """Calls `action` once the processes of the run have met."""
   # The first JAX call decides what it sees, so the processes meet before it.
   from dsx.parallel import distributed
   from dsx.parallel import liveness
@@ -64,12 +71,22 @@ def main(argv):
     ),
   )
   with distributed.together():
-    train()
+    action()
 
 
-def train() -> None:
-  """Builds the run that the gin files describe, and trains it."""
+def train(
+  module: str = "experiments.pretrain",
+  check: Callable[[Any], None] | None = None,
+) -> None:
+  """Builds the run that the gin files describe, and trains it.
+
+  Args:
+    module: the binary, for the command that resumes.
+    check: refuses a run that the binary is not for.
+  """
   run = cli.build(TARGET)
+  if check is not None:
+    check(run)
   if cli.DRY_RUN.value:
     from dsx.training import dry_run
 
@@ -77,15 +94,19 @@ def train() -> None:
     return
   from dsx.data import prepare
   from dsx.training import loop
+  from dsx.training import starting
   from dsx.training import workdir as workdir_lib
 
   run.devices()  # it may refuse them: before the data are prepared
   workdir = workdir_lib.claim(cli.workdir(), run)
+  begins = not (workdir / workdir_lib.CHECKPOINTS).is_dir()
+  if run.init is not None and begins:
+    starting.check(run.init, run.config, run.data.vocabulary)
   prepare.ensure(run.data)
   versions = json.dumps(cli.provenance(), indent=1)
   texts = {cli.CONFIG_FILE: cli.operative_config(), "versions.json": versions}
   workdir_lib.describe(workdir, **texts)
-  command = cli.resume_command("experiments.pretrain", workdir)
+  command = cli.resume_command(module, workdir)
   loop.train(run, workdir, resume_command=command)
 
 

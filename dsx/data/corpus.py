@@ -6,8 +6,9 @@ No TensorFlow here, so that a trainer can name (and check) its data in a second:
 Split
   A hash of the file's name decides between train and validation. With fewer
   than `FILES_TO_SPLIT_BY_NAME` files that would be a lottery (and with one file
-  impossible), so there the document's content decides, text files being cut at
-  line ends into pieces of about `PIECE_BYTES`. Units (files or documents) of
+  impossible), so there the document's content decides (of a sample for
+  fine-tuning, its prompt), text files being cut at line ends into pieces of
+  about `PIECE_BYTES`. Units (files or documents) of
   low hash are for validation: below the fraction asked for, so that a growing
   corpus never moves one; but where fewer than `UNITS_LEFT_TO_CHANCE` units are
   to be expected, exactly that fraction, as a dozen of hashes may all be high.
@@ -19,6 +20,8 @@ import hashlib
 import json
 import sys
 
+from dsx.data import json_lines
+from dsx.data import sft
 from dsx.data import source_files
 from dsx.data import vocab
 
@@ -63,7 +66,7 @@ class Corpus:
   """The files of one task.
 
   Attributes:
-    task: 'stdlib', 'text_files' or 'jsonl'.
+    task: 'stdlib', 'text_files', 'jsonl' or 'sft'.
     files: sorted by name.
     text_field: the field of a JSON object that holds the text.
     validation_fraction: share of the units (files or documents) to hold out.
@@ -97,6 +100,12 @@ class Corpus:
         should be.
     """
     for file in self.files:
+      if self.task == "sft":
+        for name, sample in sft.read(file):
+          # Answers to one prompt never fall on both sides of the split.
+          key = file.name if self.by_name else sample.prompt_key
+          yield Document(name, sample.to_json(), key)
+        continue
       if self.task == "jsonl":
         documents = _json_lines(file, self.text_field)
       elif self.task == "text_files" and not self.by_name:
@@ -157,17 +166,6 @@ def _position(key: str) -> float:
   return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _text(raw: bytes, file: source_files.File, offset: int = 0) -> str:
-  try:
-    return raw.decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise source_files.CorpusError(
-      f"Data.files: {str(file.path)!r} is not UTF-8 at byte "
-      f"{offset + error.start} ({error.reason}); expected UTF-8 text, convert "
-      "it or narrow the glob"
-    ) from None
-
-
 def _is_utf8(file: source_files.File) -> bool:
   try:
     file.path.read_bytes().decode("utf-8")
@@ -179,7 +177,7 @@ def _is_utf8(file: source_files.File) -> bool:
 def _whole(file: source_files.File, skip: bool) -> Iterator[tuple[str, str]]:
   raw = file.path.read_bytes()
   try:
-    yield file.name, _text(raw, file)
+    yield file.name, source_files.decoded(raw, file)
   except source_files.CorpusError:
     if not skip:
       raise
@@ -192,11 +190,14 @@ def _pieces(file: source_files.File) -> Iterator[tuple[str, str]]:
     while block := stream.read(PIECE_BYTES):
       buffer += block
       cut = buffer.rfind(b"\n") + 1 or _whole_characters(buffer)
-      yield f"{file.name}:{offset}", _text(buffer[:cut], file, offset)
+      yield (
+        f"{file.name}:{offset}",
+        source_files.decoded(buffer[:cut], file, offset),
+      )
       buffer = buffer[cut:]
       offset += cut
   if buffer:
-    yield f"{file.name}:{offset}", _text(buffer, file, offset)
+    yield f"{file.name}:{offset}", source_files.decoded(buffer, file, offset)
 
 
 def _whole_characters(buffer: bytes) -> int:
@@ -215,35 +216,20 @@ def _json_lines(
   file: source_files.File, field: str
 ) -> Iterator[tuple[str, str]]:
   """Reads one field of each line; blank lines are allowed."""
-  offset = 0
-  with file.path.open("rb") as stream:
-    for number, line in enumerate(stream, start=1):
-      text = _text(line, file, offset)
-      offset += len(line)
-      if not text.strip():
-        continue
-      where = f"{file.path}:{number}"
-      try:
-        record = json.loads(text)
-      except ValueError as error:
-        raise source_files.CorpusError(
-          f"Data.files: {where}: not JSON ({error}); expected one object a line"
-        ) from None
-      value = record.get(field) if isinstance(record, dict) else None
-      if not isinstance(value, str):
-        found = (
-          f"the fields {sorted(record)}"
-          if isinstance(record, dict) and field not in record
-          else f"{type(value if isinstance(record, dict) else record).__name__}"
-        )
-        raise source_files.CorpusError(
-          f"Data.files: {where}: found {found}, expected an object with a "
-          f"string field {field!r}; Data.text_field names another"
-        )
-      try:
-        vocab.utf8(value)
-      except ValueError as error:
-        raise source_files.CorpusError(
-          f"Data.files: {where}: {error}"
-        ) from None
-      yield f"{file.name}:{number}", value
+  for where, name, record in json_lines.read(file):
+    value = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(value, str):
+      found = (
+        f"the fields {sorted(record)}"
+        if isinstance(record, dict) and field not in record
+        else f"{type(value if isinstance(record, dict) else record).__name__}"
+      )
+      raise source_files.CorpusError(
+        f"Data.files: {where}: found {found}, expected an object with a "
+        f"string field {field!r}; Data.text_field names another"
+      )
+    try:
+      vocab.utf8(value)
+    except ValueError as error:
+      raise source_files.CorpusError(f"Data.files: {where}: {error}") from None
+    yield name, value

@@ -20,6 +20,7 @@ from dsx.data import corpus
 from dsx.data import packing
 from dsx.data import pipeline
 from dsx.data import records
+from dsx.data import sft
 from dsx.data import store
 from dsx.data import vocab
 
@@ -51,7 +52,7 @@ def write_task(
   """
   vocabulary = vocab.load(data.vocabulary)
   features = ["tokens"]
-  if data.segment_ids:
+  if data.segment_ids or data.has_samples:
     features.append("segment_ids")
   if "loss_mask" in task.output_features:
     features.append("loss_mask")
@@ -60,12 +61,14 @@ def write_task(
   for split in pipeline.SPLITS:
     start = time.monotonic()
     writer = store.Writer(place, split, layout)
-    splits[split], pairs[split] = _write_split(
+    write = _write_samples if data.has_samples else _write_split
+    splits[split], pairs[split] = write(
       data, _examples(task, split), vocabulary, writer, split
     )
     entry = splits[split]
+    what = entry.pop("description", f"{entry['documents']} documents")
     report(
-      f"{split}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} "
+      f"{split}: {what}, {entry['bytes'] / 1e6:.2f} "
       f"MB, {entry['records']} records of {data.sequence_length} + 1 tokens, "
       f"{time.monotonic() - start:.1f} s"
     )
@@ -191,6 +194,61 @@ def _write_split(
   return {**counts, **writer.close()}, counter.counts()
 
 
+def _write_samples(
+  data: pipeline.Data,
+  examples: Iterable[dict],
+  vocabulary: vocab.Vocabulary,
+  writer: store.Writer,
+  split: str,
+) -> tuple[dict, np.ndarray]:
+  """Writes the records of a split of samples; see `_write_split`.
+
+  Bytes and tokens are those that are learnt, so that bits per byte are, too.
+  """
+  counter = bigram.Counter()
+  counts = {"bytes": 0, "tokens": 0, "context_tokens": 0}
+  fitting = sft.Fitting(data.sequence_length + 1, data.overlong)
+
+  def samples() -> Iterator[dict[str, np.ndarray]]:
+    for example in fitting.fit(examples):
+      tokens, mask = example["targets"], example["loss_mask"]
+      _check_ids(data, tokens, vocabulary)
+      learnt = tokens[mask.astype(bool)]
+      text = b"".join(vocabulary.piece(token) for token in learnt.tolist())
+      counter.add(text)
+      counts["bytes"] += len(text)
+      counts["tokens"] += len(learnt)
+      counts["context_tokens"] += len(tokens) - len(learnt)
+      yield {"tokens": tokens, "loss_mask": mask}
+
+  try:
+    for record in packing.pack_samples(
+      samples(),
+      data.sequence_length,
+      pad=vocabulary.special["pad"],
+      seed=data.seed,
+    ):
+      writer.write(record)
+  except sft.SampleError as error:
+    raise PreparationError(str(error)) from None
+  if not writer.records:
+    raise PreparationError(
+      f"Data: the {split} split of task {data.task!r} has "
+      f"{fitting.report()}, expected at least one; bring more samples, or "
+      "raise Data.sequence_length"
+    )
+  full = counts["tokens"] + counts["context_tokens"]
+  full /= writer.records * (data.sequence_length + 1)
+  return {
+    **counts,
+    "documents": fitting.taken,
+    "truncated": fitting.truncated,
+    "dropped": fitting.dropped,
+    "description": f"{fitting.report()}, records {full:.1%} full",
+    **writer.close(),
+  }, counter.counts()
+
+
 def _check_ids(
   data: pipeline.Data, tokens: np.ndarray, vocabulary: vocab.Vocabulary
 ) -> None:
@@ -205,10 +263,12 @@ def _check_ids(
 def _check_complete(
   data: pipeline.Data, survey: corpus.Survey, splits: dict
 ) -> None:
-  found = {
-    name: sum(entry[name] for entry in splits.values())
-    for name in ("documents", "bytes")
-  }
+  names = ("documents", "dropped") if data.has_samples else ("documents",)
+  documents = sum(entry[name] for entry in splits.values() for name in names)
+  size = sum(entry["bytes"] for entry in splits.values())
+  if data.has_samples:
+    size = survey.bytes  # what is learnt of it is less
+  found = {"documents": documents, "bytes": size}
   if found != {"documents": survey.documents, "bytes": survey.bytes}:
     raise PreparationError(
       f"Data.task: {data.task!r} gave {found['documents']} documents with "

@@ -1,4 +1,4 @@
-"""Documents into records of equal length, in pure numpy.
+"""Documents and samples into records of equal length, in pure numpy.
 
 DeepSeek-V3 report, section 4.1, packs documents without cross-sample attention
 masks. The documents follow one another as one stream, which is cut into records
@@ -6,15 +6,22 @@ of L + 1 tokens. Consecutive records share one token: a model that reads the
 first L of a record and predicts the last L predicts every token of the stream
 once, the very first excepted.
 
-Segment ids and loss masks are optional companions of the tokens, for
-fine-tuning. In a record, segments count from 1 in order; padding has segment 0
-and loss mask 0.
+Samples for fine-tuning are packed otherwise (`pack_samples`): each lies whole
+in one record, which is filled up with padding.
+
+Segment ids and loss masks are optional companions of the tokens. In a record,
+segments count from 1 in order; padding has segment 0 and loss mask 0.
 """
 
+import bisect
 from collections.abc import Iterable
 from collections.abc import Iterator
 
 import numpy as np
+
+# Samples are packed together with those of about so many tokens around them: a
+# thousand records of 16K.
+WINDOW_TOKENS = 1 << 24
 
 # The value that pads each feature; tokens take the vocabulary's pad.
 _PADDING = {"segment_ids": 0, "loss_mask": 0}
@@ -106,3 +113,100 @@ def _relative(segments: np.ndarray) -> np.ndarray:
   """int32 [L + 1]: segments from 1 in each record, 0 stays 0."""
   offset = segments[0] - 1
   return np.where(segments > 0, segments - offset, 0).astype(np.int32)
+
+
+def pack_samples(
+  samples: Iterable[dict[str, np.ndarray]],
+  sequence_length: int,
+  *,
+  pad: int,
+  seed: int = 0,
+  window_tokens: int = WINDOW_TOKENS,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Packs samples into records, each sample whole, longest first.
+
+  Within a window of the stream, a sample goes to the record that it leaves the
+  least room in (best fit, decreasing). The records of a window follow in
+  random order, so that their first are no other than the rest.
+
+  Args:
+    samples: each has 'tokens', int32 [n], n at most L + 1, and 'loss_mask',
+      [n]: the target at a sample's first token never counts.
+    sequence_length: L, in tokens.
+    pad: token that fills records up.
+    seed: of the order of records.
+    window_tokens: size of a window.
+
+  Yields:
+    Records: 'tokens' and 'segment_ids' int32 [L + 1], 'loss_mask' uint8
+    [L + 1].
+  """
+  order = np.random.Philox(key=seed)
+  window: list[dict[str, np.ndarray]] = []
+  size = 0
+  for sample in samples:
+    length = len(sample["tokens"])
+    if length > sequence_length + 1:
+      raise ValueError(
+        f"sample of {length} tokens: expected at most sequence_length + 1 = "
+        f"{sequence_length + 1}; truncate it before packing"
+      )
+    window.append(sample)
+    size += length
+    if size >= window_tokens:
+      yield from _packed(window, sequence_length + 1, pad, order)
+      window, size = [], 0
+  yield from _packed(window, sequence_length + 1, pad, order)
+
+
+def _packed(
+  samples: list[dict[str, np.ndarray]],
+  width: int,
+  pad: int,
+  order: np.random.Philox,
+) -> Iterator[dict[str, np.ndarray]]:
+  """The records of one window."""
+  bins = best_fit([len(sample["tokens"]) for sample in samples], width)
+  for number in np.argsort(order.random_raw(len(bins)), kind="stable"):
+    record = {
+      "tokens": np.full(width, pad, np.int32),
+      "segment_ids": np.zeros(width, np.int32),
+      "loss_mask": np.zeros(width, np.uint8),
+    }
+    start = 0
+    for segment, index in enumerate(bins[number], start=1):
+      sample = samples[index]
+      end = start + len(sample["tokens"])
+      record["tokens"][start:end] = sample["tokens"]
+      record["segment_ids"][start:end] = segment
+      record["loss_mask"][start:end] = sample["loss_mask"]
+      # What stands before a sample does not predict it.
+      record["loss_mask"][start] = 0
+      start = end
+    yield record
+
+
+def best_fit(lengths: list[int], width: int) -> list[list[int]]:
+  """Puts items into bins, longest first, each where it leaves least room.
+
+  Args:
+    lengths: of the items, at most `width` each.
+    width: of a bin.
+
+  Returns:
+    The items of each bin, in order of their numbers.
+  """
+  bins: list[list[int]] = []
+  room: list[tuple[int, int]] = []  # (left, bin), sorted
+  for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    length = lengths[item]
+    place = bisect.bisect_left(room, (length, -1))
+    if place == len(room):
+      bins.append([])
+      left, number = width, len(bins) - 1
+    else:
+      left, number = room.pop(place)
+    bins[number].append(item)
+    if left > length:
+      bisect.insort(room, (left - length, number))
+  return [sorted(items) for items in bins]

@@ -16,6 +16,8 @@ import pathlib
 import numpy as np
 
 from dsx.data import corpus
+from dsx.data import prompt_template
+from dsx.data import sft
 from dsx.data import source as source_lib
 from dsx.data import source_files
 from dsx.data import store
@@ -27,7 +29,7 @@ FORMAT = 2
 
 # The tasks that read sources named by `Data` itself; any other name is looked
 # up in seqio's registry when the data are prepared.
-SOURCES = ("stdlib", "text_files", "jsonl")
+SOURCES = ("stdlib", "text_files", "jsonl", "sft")
 
 SPLITS = ("train", "validation")
 
@@ -41,8 +43,8 @@ class Data:
   """Identifies a prepared data set.
 
   Attributes:
-    task: 'stdlib', 'text_files', 'jsonl', 'mixture', or the name of a task or
-      mixture registered with seqio (in `tasks`).
+    task: 'stdlib', 'text_files', 'jsonl', 'sft', 'mixture', or the name of a
+      task or mixture registered with seqio (in `tasks`).
     sequence_length: L; a record has L + 1 tokens.
     vocabulary: 'byte', or the path of a tokenizer.json or its folder.
     fim_rate: share of train documents rearranged for fill-in-the-middle;
@@ -50,8 +52,11 @@ class Data:
     split_rate: share of the tokens joining punctuation and line breaks that are
       split, in train. NOTE(paper): section 4.1 says "a certain proportion".
     validation_fraction: share of files or documents held out.
-    files: globs of text_files and jsonl.
+    files: globs of text_files, jsonl and sft.
     text_field: of jsonl.
+    template: of sft: how prompts are put, see `prompt_template.Template.kind`.
+    overlong: of sft: what becomes of samples longer than a record: 'refuse'
+      to prepare any, 'truncate' their responses, or 'drop' them.
     mixture: of task 'mixture': (task, weight) or (task, weight, glob, ...) each
       a share of the sequences, in proportion to weight; without globs `files`.
     segment_ids: whether records say which document each token is from.
@@ -69,6 +74,8 @@ class Data:
   validation_fraction: float = 0.08
   files: tuple[str, ...] = ()
   text_field: str = "text"
+  template: str = "chat"
+  overlong: str = "refuse"
   mixture: tuple[tuple, ...] = ()
   segment_ids: bool = False
   cache_dir: str = dataclasses.field(default_factory=_default_cache_dir)
@@ -98,6 +105,12 @@ class Data:
         f"Data.files: got the string {self.files!r}, expected a tuple of "
         f"globs, such as ({self.files!r},)"
       )
+    prompt_template.Template(kind=self.template)
+    if self.overlong not in sft.OVERLONG:
+      raise ValueError(
+        f"Data.overlong: got {self.overlong!r}, expected one of "
+        f"{', '.join(sft.OVERLONG)}"
+      )
     # gin and JSON give lists; tuples make the instance hashable.
     object.__setattr__(self, "files", tuple(self.files))
     object.__setattr__(self, "mixture", tuple(map(tuple, self.mixture)))
@@ -123,6 +136,21 @@ class Data:
           f"Data.mixture: got the entry {entry!r}, expected (task, weight) or "
           "(task, weight, glob, ...) with a weight above 0"
         )
+
+  @property
+  def has_samples(self) -> bool:
+    """Whether records hold whole samples, isolated, with a loss mask."""
+    return self.task == "sft"
+
+  def described(self) -> dict:
+    """The fields that decide what is read, as JSON data."""
+    fields = dataclasses.asdict(self)
+    del fields["cache_dir"]
+    tasks = {self.task, *(entry[0] for entry in self.mixture)}
+    if "sft" not in tasks:
+      # Runs from before there was such a task are still themselves.
+      del fields["template"], fields["overlong"]
+    return fields
 
   def to_json(self) -> str:
     """The fields as JSON, for another process."""
@@ -169,11 +197,15 @@ def identity(data: Data) -> dict:
   if data.task == "mixture":
     parts = [[identity(part), weight] for part, weight in components(data)]
     return {"format": FORMAT, "mixture": parts}
-  fields = dataclasses.asdict(data)
-  for name in ("cache_dir", "prepared", "mixture", "files", "vocabulary"):
+  fields = data.described()
+  for name in ("prepared", "mixture", "files", "vocabulary"):
     del fields[name]
   if data.task != "jsonl":
     del fields["text_field"]
+  if data.has_samples:
+    # Nothing is rearranged, and samples are always kept apart.
+    for name in ("fim_rate", "split_rate", "segment_ids"):
+      del fields[name]
   # What a task registered with seqio reads, nobody here can know: its name
   # stands for it, and whoever changes it changes the name.
   known = data.task in SOURCES

@@ -10,6 +10,7 @@ No TensorFlow here, so that a trainer can name and check its data in a second.
     that are not UTF-8 are skipped and counted.
   text_files: every file that a glob matches, one document a file.
   jsonl: one JSON object a line, its text in one field (Hugging Face's layout).
+  sft: one JSON object a line, a prompt and its response (see `sft`).
 """
 
 from collections.abc import Sequence
@@ -106,6 +107,27 @@ def matched(patterns: Sequence[str]) -> tuple[File, ...]:
       name = path.relative_to(root).as_posix()
       files.setdefault(path.resolve(), File(name, path))
   return tuple(sorted(files.values(), key=lambda file: (file.name, file.path)))
+
+
+def decoded(raw: bytes, file: File, offset: int = 0) -> str:
+  """Text of bytes of a file.
+
+  Args:
+    raw: the bytes.
+    file: where they are from.
+    offset: where in it they begin, in bytes.
+
+  Raises:
+    CorpusError: they are not UTF-8.
+  """
+  try:
+    return raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise CorpusError(
+      f"Data.files: {str(file.path)!r} is not UTF-8 at byte "
+      f"{offset + error.start} ({error.reason}); expected UTF-8 text, convert "
+      "it or narrow the glob"
+    ) from None
 
 
 def _skipped(folder: str) -> bool:

@@ -27,6 +27,7 @@ from dsx.data import corpus
 from dsx.data import pipeline
 from dsx.data import preprocess
 from dsx.data import seqio_vocabulary
+from dsx.data import sft
 from dsx.data import vocab
 
 # TensorFlow reserves a whole GPU when it first sees one; it has no use for it.
@@ -72,6 +73,8 @@ def build(
     read = functools.partial(_standard_library, source, survey, data_dir)
   else:
     read = functools.partial(_documents, source, survey)
+  if data.has_samples:
+    return _samples(data, _with_split(_dataset(read)))
   return _tokenized(data, data.task, _with_split(_dataset(read)))
 
 
@@ -191,6 +194,57 @@ def _tokenized(
     preprocessors=[step],
     output_features={"targets": feature},
   )
+
+
+def _samples(
+  data: pipeline.Data, source: seqio.FunctionDataSource
+) -> seqio.Task:
+  """A task whose examples are samples for fine-tuning, with a loss mask."""
+  vocabulary = vocab.load(data.vocabulary)
+  known = seqio_vocabulary.SeqioVocabulary(vocabulary)
+  return seqio.Task(
+    data.task,
+    source=source,
+    preprocessors=[
+      functools.partial(_encode, vocabulary=vocabulary, template=data.template)
+    ],
+    output_features={
+      name: seqio.Feature(feature, add_eos=False, rank=1)
+      for name, feature in (
+        ("targets", known),
+        ("loss_mask", seqio.PassThroughVocabulary(2)),
+      )
+    },
+  )
+
+
+def _encode(
+  dataset: tf.data.Dataset, vocabulary: vocab.Vocabulary, template: str
+) -> tf.data.Dataset:
+  """The preprocessor that adds `targets` and `loss_mask`."""
+
+  def encode(text: bytes, name: bytes):
+    sample = sft.Sample.from_json(text.decode("utf-8"))
+    try:
+      found = sft.encode(vocabulary, template, sample)
+    except ValueError as error:
+      raise ValueError(f"{name.decode()}: {error}") from None
+    return found.tokens, found.loss_mask
+
+  def add(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    targets, mask = tf.numpy_function(
+      encode,
+      [example["text"], example["name"]],
+      (tf.int32, tf.int32),
+      stateful=False,
+    )
+    return {
+      **example,
+      "targets": tf.ensure_shape(targets, [None]),
+      "loss_mask": tf.ensure_shape(mask, [None]),
+    }
+
+  return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _tokenize(

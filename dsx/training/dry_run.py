@@ -17,6 +17,7 @@ from dsx.parallel import axes
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import pretraining
+from dsx.training import schedules
 from dsx.training import state as state_lib
 
 
@@ -149,11 +150,16 @@ def _quantities(run: pretraining.Pretraining, mesh):
   yield "cache per token (bfloat16)", f"{cache:,} bytes"
   yield "mesh", f"{shape} ({math.prod(sizes.values()):,} devices)"
   yield "strategy", run.sharding.strategy
-  yield "steps", f"{schedule.total_steps():,}"
-  yield "tokens", _count(schedule.total_tokens)
+  by_tokens = isinstance(schedule, schedules.Schedule)
+  if by_tokens:
+    yield "steps", f"{schedule.total_steps():,}"
+    yield "tokens", _count(schedule.total_tokens)
+  else:
+    yield "steps", f"{schedule.count:g} epochs of the prepared data"
   yield (
     "batch",
     f"{schedule.batch_size_start:,} to {schedule.batch_size:,} x {length}",
   )
   yield "micro-batch", f"{run.micro_batch:,} sequences"
-  yield "training FLOPs", f"{both * schedule.total_tokens:.3e}"
+  if by_tokens:
+    yield "training FLOPs", f"{both * schedule.total_tokens:.3e}"

@@ -87,7 +87,7 @@ def _steps(
     show.doing("compiling")
   with contextlib.closing(batches), preemption_lib.Preemption() as preemption:
     for position, batch in batches:
-      phase = run.schedule.phase(position.step)
+      phase = trainer.schedule.phase(position.step)
       scalars = trainer.scalars(phase)
       distributed.arrived(f"step {position.step:,}")
       if position.step == first:
@@ -110,7 +110,7 @@ def _steps(
         distributed.arrived(f"the validation after step {step:,}")
         with show.pause():
           score = evaluator.score(state.params, state.router_bias)
-        show.validated(run.schedule.position(step), score)
+        show.validated(trainer.schedule.position(step), score)
       if run.checkpoint_every and step % run.checkpoint_every == 0:
         show.flush()
         distributed.arrived(f"the checkpoint of step {step:,}")
@@ -132,7 +132,7 @@ def _finish(
   A run that was stopped early does none of these, because who stops a run
   does not wait.
   """
-  run, position = trainer.run, trainer.run.schedule.position(step)
+  run, position = trainer.run, trainer.schedule.position(step)
   sequences = position.sequence
   finished = step == trainer.total_steps
   digest = None
@@ -161,7 +161,7 @@ def _finish(
   bits = None if show.validation is None else show.validation.bits_per_byte
   return {
     "steps": step,
-    "tokens": sequences * run.schedule.sequence_length,
+    "tokens": sequences * trainer.schedule.sequence_length,
     "train_loss": _number(show.train_loss),
     "validation_bits_per_byte": bits,
     "bigram_bits_per_byte": bigram,

@@ -9,6 +9,7 @@ Legend (parallel/axes.py): B batch, L length, D model, V vocabulary.
 from typing import Any
 
 from flax import linen as nn
+from jax import lax
 import jax.numpy as jnp
 
 from dsx.models import deepseek
@@ -43,6 +44,17 @@ def shifted(record, depth: int):
   return jnp.roll(record, -(depth + 1), axis=1)[:, :-1]
 
 
+def restarted_positions(segment_ids):
+  """Positions [B, L] that count from 0 in every segment of [B, L].
+
+  A sample in a packed row is then at the very angles that it has alone.
+  """
+  index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+  before = jnp.roll(segment_ids, 1, axis=1)
+  starts = jnp.where((segment_ids != before) | (index == 0), index, 0)
+  return index - lax.cummax(starts, axis=1)
+
+
 def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
   """Every token's losses and the model's auxiliary outputs.
 
@@ -58,9 +70,20 @@ def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
   """
   tokens = batch["tokens"]
   segments = batch.get("segment_ids")
-  segments = None if segments is None else segments[:, :-1]
+  positions = valid = None
+  if segments is not None:
+    segments = segments[:, :-1]
+    positions, valid = (
+      restarted_positions(segments),
+      segments > 0,
+    )  # 0 is padding
   aux: Any = model.apply(
-    variables, tokens[:, :-1], None, segments, method="features"
+    variables,
+    tokens[:, :-1],
+    positions,
+    segments,
+    valid=valid,
+    method="features",
   )
   kernel = variables["params"]["lm_head"]["kernel"]
   kernel = deepseek.head_kernel(kernel, model.dtypes)

@@ -17,8 +17,10 @@ from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import context
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
+from dsx.training import epochs
 from dsx.training import optimizer as optimizer_lib
 from dsx.training import schedules
+from dsx.training import start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class Pretraining:
   Attributes:
     config: the model.
     data: what it reads.
-    schedule: rates, batch sizes and loss weights over tokens.
+    schedule: rates, batch sizes and loss weights over tokens; or over epochs
+      of the data, for fine-tuning.
+    init: the weights to start from; None for new ones.
     optimizer: AdamW's constants.
     dtypes: precision of each kind of number.
     execution: how the model is run.
@@ -57,7 +61,8 @@ class Pretraining:
 
   config: config_lib.DeepSeekConfig
   data: pipeline.Data
-  schedule: schedules.Schedule
+  schedule: schedules.Schedule | epochs.Epochs
+  init: start.Start | None = None
   optimizer: optimizer_lib.AdamW = optimizer_lib.AdamW()
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
   execution: config_lib.Execution = config_lib.Execution()
@@ -132,9 +137,21 @@ class Pretraining:
     """Micro-batches of the largest batch."""
     return self.schedule.batch_size // self.micro_batch
 
+  def schedule_over(self, sequences: int) -> schedules.Schedule:
+    """The schedule over data of a size.
+
+    Args:
+      sequences: of the training split.
+    """
+    if isinstance(self.schedule, epochs.Epochs):
+      return self.schedule.over(sequences)
+    return self.schedule
+
   def identity(self) -> dict:
     """What must be equal for a checkpoint to be this run's, as JSON data."""
-    kept = "config data schedule optimizer dtypes seed ema_decay ema_every"
+    kept = "config schedule optimizer dtypes seed ema_decay ema_every"
+    if self.init is not None:
+      kept += " init"
     fields: dict[str, Any] = {
       name: getattr(self, name) for name in kept.split()
     }
@@ -144,7 +161,7 @@ class Pretraining:
       else value
       for name, value in fields.items()
     }
-    plain["data"].pop("cache_dir", None)
+    plain["data"] = self.data.described()
     return json.loads(json.dumps(plain))
 
   def devices(self) -> jax.sharding.Mesh:

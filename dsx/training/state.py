@@ -8,6 +8,7 @@ sees them (section 2.1.2). The position in the data is the host's
 import hashlib
 from typing import Any
 
+from flax import linen as nn
 import flax.struct
 import jax
 from jax.experimental import multihost_utils
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsx.models import deepseek
 from dsx.parallel import sharding as sharding_lib
+from dsx.training import leaves as leaves_lib
 
 
 @flax.struct.dataclass
@@ -55,7 +56,7 @@ def _create(model, optimizer: optax.GradientTransformation, key) -> TrainState:
 
 
 def abstract(
-  model: deepseek.DeepSeek, optimizer: optax.GradientTransformation
+  model: nn.Module, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of the state, still boxed with logical axes."""
   # Nothing is computed, not even a key: the mesh may be of devices elsewhere.
@@ -101,6 +102,53 @@ def initialise(model, optimizer, placement: TrainState, seed: int):
     return sharding_lib.unbox(_create(model, optimizer, key))
 
   return jax.jit(create, out_shardings=placement)(jax.random.key(seed))
+
+
+def started(model, optimizer, placement: TrainState, variables):
+  """The first state of a run that starts from weights.
+
+  Args:
+    model: the model.
+    optimizer: the optimizer.
+    placement: from `shardings`.
+    variables: `params` and, if the model has one, `router_bias`, on the
+      devices; taken over.
+
+  Raises:
+    ValueError: they are not of the model.
+  """
+  wanted = sharding_lib.unbox(abstract(model, optimizer))
+  given = (variables["params"], variables.get("router_bias", {}))
+  found, expected = (
+    {
+      (name, leaf.shape, str(leaf.dtype))
+      for name, leaf in leaves_lib.named(
+        {"params": params, "router_bias": bias}
+      ).items()
+    }
+    for params, bias in (given, (wanted.params, wanted.router_bias))
+  )
+  if found != expected:
+    name, shape, dtype = min(found ^ expected)
+    owner = "the weights" if (name, shape, dtype) in found else "the model"
+    raise ValueError(
+      f"init: {name!r} {shape} {dtype} is of {owner} alone: expected the same "
+      "arrays of both; bind the config that the weights are of"
+    )
+
+  def create(params, router_bias):
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+      step=zero,
+      params=params,
+      opt_state=optimizer.init(params),
+      router_bias=router_bias,
+      skipped=zero,
+      skipped_in_a_row=zero,
+    )
+
+  create = jax.jit(create, out_shardings=placement, donate_argnums=(0, 1))
+  return create(*given)
 
 
 def restorable(boxed: TrainState, placement: TrainState):

@@ -3,6 +3,7 @@
 `loop.py` takes the steps; this is what it takes them with.
 """
 
+import dataclasses
 import pathlib
 import time
 
@@ -25,6 +26,8 @@ from dsx.training import host_memory
 from dsx.training import observer
 from dsx.training import pretraining
 from dsx.training import schedules
+from dsx.training import start as start_lib
+from dsx.training import starting
 from dsx.training import state as state_lib
 from dsx.training import workdir as workdir_lib
 
@@ -39,11 +42,14 @@ class Trainer:
       run: what to train.
       workdir: where checkpoints, metrics and the report go.
     """
-    self.run, self.workdir = run, workdir
+    self.workdir, self._identity = workdir, run.identity()
     if jax.default_backend() == "cpu":
       host_memory.keep_freed()
     self.mesh = run.devices()
     self.source = pipeline.open_split(run.data, "train", shuffle=True)
+    # Over epochs of the data, now that their size is known.
+    self.schedule = run.schedule_over(len(self.source))
+    self.run = run = dataclasses.replace(run, schedule=self.schedule)
     self.held_out = pipeline.open_split(run.data, "validation", shuffle=False)
     self._check_vocabulary()
     self.model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
@@ -61,6 +67,7 @@ class Trainer:
       out_shardings=sharding_lib.replicated(self.mesh),
     )()
     self.ema: ema_lib.Ema | None = None
+    self.start: dict | None = None  # which weights the run began with
     self.saved: int | None = None  # the newest good checkpoint's step
     self.wall_before = 0.0
     self.started = time.monotonic()
@@ -116,11 +123,20 @@ class Trainer:
     if self.checkpoints.steps():
       restored = self.checkpoints.restore(self._target())
       self._check_data(restored.metadata["data"])
+      self.start = restored.metadata.get("start")
+      if self.run.init is not None and self.start is not None:
+        starting.check_same(self.run.init, self.start)
       state = restored.arrays["state"]
       self.key = restored.arrays["key"]
       self.wall_before = restored.metadata["wall_seconds"]
       self.saved = restored.step
       note = "; ".join([f"resumed at step {restored.step:,}", *restored.notes])
+    elif self.run.init is not None:
+      started = self._started(self.run.init)
+      self.start, note = started.record, started.note
+      state = state_lib.started(
+        self.model, self.optimizer, self.placement, started.variables
+      )
     else:
       state = state_lib.initialise(
         self.model, self.optimizer, self.placement, self.run.seed
@@ -133,15 +149,24 @@ class Trainer:
         self.ema.load(restored.arrays["ema"])
     return state, note
 
+  def _started(self, start: start_lib.Start) -> starting.Started:
+    """The weights to start from."""
+    run = self.run
+    starting.check(start, run.config, run.data.vocabulary)
+    return starting.load(
+      start, run.config, run.dtypes, mesh=self.mesh, sharding=run.sharding
+    )
+
   def save(self, state, step: int) -> None:
     """Starts saving a checkpoint of `state` after `step` steps."""
-    sequences = self.run.schedule.position(step).sequence
+    sequences = self.schedule.position(step).sequence
     metadata = {
       "step": step,
       "sequences": sequences,
-      "tokens": sequences * self.run.schedule.sequence_length,
+      "tokens": sequences * self.schedule.sequence_length,
       "wall_seconds": self.wall_seconds(),
-      "run": self.run.identity(),
+      "run": self._identity,
+      "start": self.start,
       "data": self.source.metadata["digest"],
     }
     self.checkpoints.save(step, self._arrays(state), metadata)
@@ -167,7 +192,7 @@ class Trainer:
     """Batches from `first_step` to the end of the run."""
     return batches_lib.Batches(
       self.source,
-      self.run.schedule.plan(first_step),
+      self.schedule.plan(first_step),
       self.mesh,
       micro_batch=self.run.micro_batch,
       micro_batches=self.run.micro_batches,
@@ -214,7 +239,7 @@ class Trainer:
     config = run.config
     return observer.Observer(
       self.workdir,
-      schedule=run.schedule,
+      schedule=self.schedule,
       first_step=int(state.step),
       skipped=int(state.skipped),
       skipped_in_a_row=int(state.skipped_in_a_row),
@@ -229,7 +254,7 @@ class Trainer:
     """The run in a few lines, before its first step."""
     config, length = self.run.config, self.run.data.sequence_length
     devices = self.mesh.devices.flat
-    steps, tokens = self.total_steps, self.run.schedule.total_tokens
+    steps, tokens = self.total_steps, self.schedule.total_tokens
     return (
       f"model: {self.parameters:,} parameters, "
       f"{cost.active_parameters(config):,} active, "
