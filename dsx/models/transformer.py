@@ -145,7 +145,12 @@ class Stack(nn.Module):
     """
     scanned = nn.scan(
       rematerialised(self.execution),
-      variable_axes={"params": 0, "router_bias": 0, fp8_probe.COLLECTION: 0},
+      variable_axes={
+        "params": 0,
+        "router_bias": 0,
+        fp8_probe.COLLECTION: 0,
+        moe.CHOSEN: 0,
+      },
       split_rngs={"params": True},
       # The last are the experts to replay, each layer's own.
       in_axes=(*(nn.broadcast,) * 4, 0),  # pyright: ignore
