@@ -26,7 +26,7 @@ import numpy as np
 from dsx.rl import sample as sample_lib
 
 # Rows shorter than this waste more on their ends than attention costs.
-_SHORTEST = 256
+_SHORTEST = 64
 
 
 class Rows(NamedTuple):
