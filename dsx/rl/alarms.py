@@ -48,7 +48,7 @@ _FIELDS = (
   "truncated",
   "repetition",
   "zero_std",
-  "mismatch",
+  "mismatch_mean",
 )
 
 
@@ -177,9 +177,9 @@ class Watch:
         " nothing: take other problems, or dynamic_sampling",
       ),
       "mismatch": (
-        now["mismatch"] > alarms.mismatch,
-        f"sampler and trainer differ by {now['mismatch']:.3g} nats a token:"
-        " sample in higher precision, or replay the experts",
+        now["mismatch_mean"] > alarms.mismatch,
+        f"sampler and trainer differ by {now['mismatch_mean']:.3g} nats a"
+        " token: sample in higher precision, or replay the experts",
       ),
       "entropy": (
         now["entropy"] < alarms.entropy_share * self._first["entropy"],

@@ -11,7 +11,7 @@ A step's record in `metrics.jsonl` is of kind `reinforcement`:
   errors                              share of answers that were not graded
   length longest truncated repetition of answers
   entropy kl clipped ratio loss       means over answer tokens
-  mismatch mismatch_max ...           see `mismatch.py`
+  mismatch_mean mismatch_max ...      see `mismatch.py`
   grad_norm learning_rate skipped     of the update
   age                                 updates between drawing and learning
   seconds_generate, _score, _recompute, _update, seconds
@@ -26,41 +26,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dsx.rl import repetition
 from dsx.rl import sample as sample_lib
 
 STEP = "reinforcement"
 EVALUATION = "reasoning"
 ALARM = "alarm"
 
-# Repeats are looked for among runs of so many tokens.
-NGRAM = 8
 
-
-def repetition(tokens: np.ndarray, n: int = NGRAM) -> float:
-  """Share of a text's n-grams that were there before; 0 for a short text.
-
-  Args:
-    tokens: int32 [L].
-    n: tokens of an n-gram.
-
-  >>> repetition(np.array([1, 2, 1, 2, 1]), 2)
-  0.5
-  """
-  count = len(tokens) - n + 1
-  if count < 2:
-    return 0.0
-  windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), n)
-  return 1.0 - len({window.tobytes() for window in windows}) / count
-
-
-def of_samples(samples: Sequence[sample_lib.Sample]) -> dict[str, float]:
-  """Lengths, truncation and repetition of answers."""
+def of_samples(
+  samples: Sequence[sample_lib.Sample], texts: Sequence[str]
+) -> dict[str, float]:
+  """Lengths, truncation and repetition of answers, and what they say."""
   lengths = np.asarray([len(sample.tokens) for sample in samples])
   return {
     "length": float(lengths.mean()),
     "longest": float(lengths.max()),
     "truncated": float(np.mean([sample.truncated for sample in samples])),
-    "repetition": float(np.mean([repetition(s.tokens) for s in samples])),
+    "repetition": float(np.mean([repetition.share(t) for t in texts])),
   }
 
 
@@ -98,7 +81,7 @@ def of_rewards(
     "pass_1": mean(right.astype(np.float64)),
     "pass_k": float(hits.any(1).sum() / n),
     "zero_std": float(equal.sum() / n),
-    "all_right": float((hits | ~among).all(1)[known].sum() / n),
-    "all_wrong": float((~hits.any(1))[known].sum() / n),
+    "all_right": float((known & np.all(hits | ~among, axis=1)).sum() / n),
+    "all_wrong": float((known & ~np.any(hits, axis=1)).sum() / n),
     "errors": float(1.0 - counted.mean()),
   }

@@ -14,7 +14,7 @@ _FINE = {
   "truncated": 0.0,
   "repetition": 0.0,
   "zero_std": 0.1,
-  "mismatch": 1e-6,
+  "mismatch_mean": 1e-6,
 }
 
 
@@ -47,7 +47,7 @@ class AlarmsTest(parameterized.TestCase):
     ("truncation", {"truncated": 0.3}),
     ("repetition", {"repetition": 0.31}),
     ("zero_std", {"zero_std": 0.95}),
-    ("mismatch", {"mismatch": 0.06}),
+    ("mismatch", {"mismatch_mean": 0.06}),
   )
   def test_a_mean_over_its_limit_is_said_once(self, rule, change):
     watch = _watch()

@@ -24,25 +24,15 @@ def _sample(tokens, truncated=False):
 
 
 class MeasuresTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ([], 0.0),
-    ([1, 2], 0.0),
-    ([1, 2, 3, 4], 0.0),
-    ([1, 2, 1, 2, 1], 0.5),  # 12 21 12 21
-    ([7, 7, 7, 7, 7], 0.75),
-  )
-  def test_repetition(self, tokens, expected):
-    found = measures.repetition(np.array(tokens, np.int32), 2)
-    self.assertEqual(found, expected)
-
   def test_samples(self):
     found = measures.of_samples(
-      [_sample([1] * 10, truncated=True), _sample([1, 2])]
+      [_sample([1] * 10, truncated=True), _sample([1, 2])],
+      ["a " * 10, "a b"],
     )
     self.assertEqual(found["length"], 6)
     self.assertEqual(found["longest"], 10)
     self.assertEqual(found["truncated"], 0.5)
-    # three 8-grams, all alike
+    # three runs of 8 words, all alike
     self.assertAlmostEqual(found["repetition"], (2 / 3) / 2)
 
   def test_rewards(self):
