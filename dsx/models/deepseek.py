@@ -196,7 +196,9 @@ class DeepSeek(nn.Module):
     rotation = rope.cos_sin(
       positions, c.qk_rope_head_dim, c.rope_theta, c.rope_scaling
     )
+    segments = segment_ids  # of which padding is none
     if valid is not None:
+      segments = jnp.where(valid, 1 if segments is None else segments, -1)
       valid = context.spread(valid, parts)
     if experts is not None:
       experts = jnp.moveaxis(context.spread(experts, parts), 2, 0)
@@ -218,7 +220,7 @@ class DeepSeek(nn.Module):
     modules = () if mtp == "none" else self.mtp
     for k, module in enumerate(modules, start=1):
       shifted, mask = (
-        context.spread(x, parts) for x in _shift(tokens, k, segment_ids)
+        context.spread(x, parts) for x in _shift(tokens, k, segments)
       )
       if valid is not None:
         mask &= valid
