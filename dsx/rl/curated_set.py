@@ -109,7 +109,7 @@ def _files(general: Sequence[str]) -> tuple[source_files.File, ...]:
   try:
     return source_files.matched(general) if general else ()
   except source_files.CorpusError as error:
-    raise ValueError(str(error).replace("Data.files", "general", 1)) from None
+    raise _renamed(error) from None
 
 
 def _distinct(sampled: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
@@ -130,16 +130,24 @@ def _distinct(sampled: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
 
 
 def _general(files: Sequence[source_files.File]) -> list[str]:
-  """The lines of files, each different, with where they are from."""
+  """The different lines of files, with where they are from."""
   found: dict[str, None] = {}
   for file in files:
-    for where, name, record in json_lines.read(file):
-      try:
-        sft.parsed(record)
-      except ValueError as error:
-        raise ValueError(f"general: {where}: {error}") from None
-      found[_line({"source": f"{GENERAL} {name}", **record})] = None
+    try:
+      for where, name, record in json_lines.read(file):
+        try:
+          sft.parsed(record)
+        except ValueError as error:
+          raise ValueError(f"general: {where}: {error}") from None
+        found[_line({"source": f"{GENERAL} {name}", **record})] = None
+    except source_files.CorpusError as error:
+      raise _renamed(error) from None
   return list(found)
+
+
+def _renamed(error: ValueError) -> ValueError:
+  """The same error, of the field that it is about here."""
+  return ValueError(str(error).replace("Data.files", "general", 1))
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from dsx.rl import reward_scorer
 from dsx.rl import rewards as rewards_lib
 from dsx.training import workdir as workdir_lib
 
+Part = rejection_sampler.Part
 _PARTS = "parts"
 
 
@@ -134,27 +135,23 @@ def _file(workdir: pathlib.Path, first: int) -> pathlib.Path:
   return workdir / _PARTS / f"{first:09d}.json"
 
 
-def _save(
-  workdir: pathlib.Path, first: int, part: rejection_sampler.Part
-) -> None:
+def _save(workdir: pathlib.Path, first: int, part: Part) -> None:
   file = _file(workdir, first)
   partial = file.with_suffix(".partial")
   partial.write_text(json.dumps(part._asdict(), ensure_ascii=False))
   os.replace(partial, file)
 
 
-def _read(workdir: pathlib.Path, first: int) -> rejection_sampler.Part | None:
+def _read(workdir: pathlib.Path, first: int) -> Part | None:
   """What was done before; None if it wasn't, or can't be read."""
   try:
-    return rejection_sampler.Part(
-      **json.loads(_file(workdir, first).read_text())
-    )
+    return Part(**json.loads(_file(workdir, first).read_text()))
   except (OSError, ValueError, TypeError):
     return None
 
 
 def _total(
-  parts: Sequence[rejection_sampler.Part],
+  parts: Sequence[Part],
 ) -> dict[str, dict[str, int]]:
   """Answers by domain, and there by what became of them."""
   total: dict[str, dict[str, int]] = {}
@@ -170,9 +167,7 @@ def _total(
   }
 
 
-def _progress(
-  done: int, problems: int, parts: Sequence[rejection_sampler.Part]
-) -> str:
+def _progress(done: int, problems: int, parts: Sequence[Part]) -> str:
   counts = _total(parts)
   kept = sum(own.get("kept", 0) for own in counts.values())
   answers = sum(sum(own.values()) for own in counts.values())
@@ -182,7 +177,7 @@ def _progress(
 def _finish(
   settings: rejection_sampling.RejectionSampling,
   workdir: pathlib.Path,
-  parts: Sequence[rejection_sampler.Part],
+  parts: Sequence[Part],
   identity: dict[str, Any],
   policy: dict[str, Any],
 ) -> dict[str, Any]:
@@ -217,7 +212,7 @@ def _finish(
     "reasoning": written.reasoning,
     "general": written.general,
     "answers": answers,
-    "share_kept": kept / answers,
+    "share_kept": round(kept / answers, 4),
     "samples_digest": written.digest,
     "finished": True,
   }
