@@ -61,25 +61,44 @@ class _Roller:
     ]
 
   def _answer(self, prompt, index, number):
-    a, b = _BYTES.decode(prompt).strip().rstrip("=").split("+")
-    right = f"<think>of course</think><answer>{int(a) + int(b)}</answer>"
-    text = [right, right.replace(">of", ">3, of") + "!", str(a), right][number]
-    if number == _WRONG:
-      text = "<think>of course</think><answer>0</answer>"
-    ids = prompt_template.response_tokens(_BYTES, text)
-    ids = ids if number == _CUT else [*ids, _BYTES.special["eos"]]
-    logprob = np.full(len(ids), -0.5, np.float32)
-    return sample.Sample(
-      prompt_number=index,
-      number=number,
-      prompt=np.asarray(prompt, np.int32),
-      tokens=np.asarray(ids, np.int32),
-      logprob=logprob,
-      sampled_logprob=logprob,
-      experts=None,
-      version=np.zeros(len(ids), np.int32),
-      truncated=number == _CUT,
-    )
+    return _said(prompt, index, number)
+
+
+def _sum(prompt):
+  a, b = _BYTES.decode(prompt).strip().rstrip("=").split("+")
+  return int(a) + int(b)
+
+
+def _said(prompt, index, number):
+  """A right answer, a wrong one, one without form, and one cut off."""
+  result = 0 if number == _WRONG else _sum(prompt)
+  text = f"<think>of course</think><answer>{result}</answer>"
+  text = str(result) if number == _LOOSE else text
+  return _sample(prompt, index, number, text)
+
+
+def _opened(roller, prompt, index, number):
+  """A right answer to a prompt that ends with <think>."""
+  del roller
+  text = f"so</think><answer>{_sum(prompt)}</answer>"
+  return _sample(prompt, index, number, text)
+
+
+def _sample(prompt, index, number, text):
+  ids = prompt_template.response_tokens(_BYTES, text)
+  ids = ids if number == _CUT else [*ids, _BYTES.special["eos"]]
+  logprob = np.full(len(ids), -0.5, np.float32)
+  return sample.Sample(
+    prompt_number=index,
+    number=number,
+    prompt=np.asarray(prompt, np.int32),
+    tokens=np.asarray(ids, np.int32),
+    logprob=logprob,
+    sampled_logprob=logprob,
+    experts=None,
+    version=np.zeros(len(ids), np.int32),
+    truncated=number == _CUT,
+  )
 
 
 def _settings(**changes):
@@ -196,8 +215,7 @@ class RejectionLoopTest(parameterized.TestCase):
   def test_opened_thoughts_are_whole(self):
     """Where the prompt ends with <think>, samples still have it."""
     template = prompt_template.Template(kind="chat")
-    sampler = mock.patch.object(_Roller, "_answer", _opened_answer)
-    with sampler:
+    with mock.patch.object(_Roller, "_answer", _opened):
       summary, _ = self._run("a", template=template, answers=1)
     self.assertEqual(summary["samples"], 10)
     line = (self._root / "a" / "samples.jsonl").read_text().splitlines()[0]
@@ -205,12 +223,10 @@ class RejectionLoopTest(parameterized.TestCase):
     self.assertStartsWith(response, "<think>\nso</think><answer>")
 
   def test_nothing_good(self):
-    filters = rejection.Filters(least_language=1.0)
-    with mock.patch.object(rejection_sampler, "_STEP", -2):
-      with self.assertRaisesRegex(ValueError, "none was good enough"):
-        self._run(
-          "a", answers=1, filters=filters, problems=_chinese(self._root)
-        )
+    """Every chain of thought is in the wrong language."""
+    asked = _chinese(self._root)
+    with self.assertRaisesRegex(ValueError, "none was good enough"):
+      self._run("a", answers=1, problems=asked)
 
   def test_open_problems_need_a_judge(self):
     path = self._root / "open.jsonl"
@@ -237,27 +253,6 @@ class RejectionLoopTest(parameterized.TestCase):
     self.assertEqual(summary["samples"], 1)
     line = json.loads((self._root / "a" / "samples.jsonl").read_text())
     self.assertEqual((line["answer"], line["score"]), (_WRONG, 3.0))
-
-
-def _opened_answer(roller, prompt, index, number):
-  del roller
-  text = _BYTES.decode(prompt).strip().rstrip("=")
-  a, b = text.split("+")
-  said = f"so</think><answer>{int(a) + int(b)}</answer>"
-  ids = prompt_template.response_tokens(_BYTES, said)
-  ids = np.asarray([*ids, _BYTES.special["eos"]], np.int32)
-  logprob = np.zeros(len(ids), np.float32)
-  return sample.Sample(
-    prompt_number=index,
-    number=number,
-    prompt=np.asarray(prompt, np.int32),
-    tokens=ids,
-    logprob=logprob,
-    sampled_logprob=logprob,
-    experts=None,
-    version=np.zeros(len(ids), np.int32),
-    truncated=False,
-  )
 
 
 def _chinese(folder):
