@@ -33,6 +33,7 @@ from dsx.training import host_memory
 from dsx.training import observer
 from dsx.training import starting
 from dsx.training import state as state_lib
+from dsx.training import step_directory
 from dsx.training import workdir as workdir_lib
 
 
@@ -201,16 +202,22 @@ class Learner:
 
   def _restored(self) -> tuple[Progress, str]:
     """The newest checkpoint that is good and has its rollout."""
-    notes = []
+    notes, incomplete = [], []
     for step in self.checkpoints.steps()[::-1]:
       try:
-        return self._restore(step, notes)
-      except (
-        checkpoint_lib.CheckpointError,
-        pending_lib.PendingError,
-      ) as error:
+        found = self._restore(step, notes)
+      except pending_lib.PendingError as error:
+        incomplete.append(step)
         notes.append(f"step {step} is passed over: {error}")
-        logging.warning("%s", notes[-1])
+      except checkpoint_lib.CheckpointError as error:
+        notes.append(f"step {step} is passed over: {error}")
+      else:
+        for lost in incomplete:  # its number is needed again
+          step_directory.StepDirectory(
+            self.workdir / workdir_lib.CHECKPOINTS
+          ).set_aside(lost)
+        return found
+      logging.warning("%s", notes[-1])
     raise checkpoint_lib.CheckpointError(
       f"no good step in {self.workdir / workdir_lib.CHECKPOINTS}:"
       f" {'; '.join(notes)}"

@@ -168,7 +168,7 @@ def _summary(learner, progress, show, ended: str) -> dict[str, Any]:
     "steps": progress.step,
     "finished": finished,
     "ended": ended or None,
-    "answers_tokens": progress.tokens,
+    "answer_tokens": progress.tokens,
     "parameters": learner.parameters,
     "reward": _number(show.last.get("reward")),
   }
