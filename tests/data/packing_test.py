@@ -66,3 +66,81 @@ class PackTest(parameterized.TestCase):
   def test_no_record_of_padding_alone(self):
     records = list(packing.pack(_documents(5), 4, pad=99))
     self.assertLen(records, 1)
+
+
+def _samples(*lengths: int) -> list[dict[str, np.ndarray]]:
+  """Documents of which all but the first two tokens are learnt."""
+  return [
+    {**document, "loss_mask": np.arange(len(document["tokens"])) >= 2}
+    for document in _documents(*lengths)
+  ]
+
+
+class PackSamplesTest(parameterized.TestCase):
+  def test_a_few_samples(self):
+    records = packing.pack_samples(_samples(3, 5, 2, 4), 6, pad=99)
+    found = {
+      tuple(record["tokens"].tolist()): (
+        record["segment_ids"].tolist(),
+        record["loss_mask"].tolist(),
+      )
+      for record in records
+    }
+    # The five tokens and the two fill one record, four and three the other.
+    self.assertEqual(
+      found,
+      {
+        (3, 4, 5, 6, 7, 8, 9): ([1] * 5 + [2] * 2, [0, 0, 1, 1, 1, 0, 0]),
+        (0, 1, 2, 10, 11, 12, 13): ([1] * 3 + [2] * 4, [0, 0, 1, 0, 0, 1, 1]),
+      },
+    )
+
+  @parameterized.parameters((1 << 20,), (100,))
+  def test_every_sample_lies_whole_in_one_record(self, window):
+    lengths = np.random.default_rng(0).integers(1, 34, 500).tolist()
+    samples = _samples(*lengths)
+    records = list(
+      packing.pack_samples(samples, 32, pad=-1, window_tokens=window)
+    )
+    found = []
+    for record in records:
+      ids = record["segment_ids"]
+      np.testing.assert_array_equal(ids > 0, record["tokens"] >= 0)
+      self.assertEqual(sorted(set(ids) - {0}), list(range(1, ids.max() + 1)))
+      for segment in range(1, ids.max() + 1):
+        found.append(record["tokens"][ids == segment].tolist())
+    expected = [sample["tokens"].tolist() for sample in samples]
+    self.assertEqual(sorted(found), sorted(expected))
+    # No two that are longer than half a record share one, and the rest fits
+    # into what these leave, where all are seen at once.
+    if window > 100:
+      self.assertLen(records, sum(length > 16 for length in lengths))
+
+  def test_what_stands_before_does_not_predict_a_sample(self):
+    sample = {"tokens": np.arange(3), "loss_mask": np.ones(3)}
+    (record,) = packing.pack_samples([sample], 3, pad=0)
+    self.assertEqual(record["loss_mask"].tolist(), [0, 1, 1, 0])
+
+  def test_the_order_of_records_is_random_and_the_same(self):
+    def first(seed):
+      records = packing.pack_samples(
+        _samples(*range(1, 33)), 32, pad=-1, seed=seed
+      )
+      return [int(record["tokens"][0]) for record in records]
+
+    self.assertEqual(first(0), first(0))
+    self.assertLen({tuple(first(seed)) for seed in range(5)}, 5)
+    self.assertEqual(sorted(first(0)), sorted(first(1)))
+
+  def test_longer_than_a_record(self):
+    with self.assertRaisesRegex(
+      ValueError, "^sample of 6 tokens: expected at most sequence_length .* = 5"
+    ):
+      list(packing.pack_samples(_samples(6), 4, pad=0))
+
+  def test_nothing(self):
+    self.assertEmpty(list(packing.pack_samples([], 4, pad=0)))
+
+  def test_best_fit_by_hand(self):
+    # 6; then 5 leaves 5, 4 goes to the 6 that it fills, 3 to the 5, 2 as well.
+    self.assertEqual(packing.best_fit([2, 3, 4, 5, 6], 10), [[2, 4], [0, 1, 3]])
