@@ -1,7 +1,8 @@
-"""Problems without end, with solutions: addition, and countdown.
+"""Problems without end, with solutions: addition, countdown, and copying.
 
 What a 100,000-parameter model can learn in minutes, and enough to see a whole
-road from base model to reasoner on a laptop. Which problems are held out is
+road from base model to reasoner on a laptop; copying stands for all that is not
+reasoning. Which problems are held out is
 decided by a hash of each problem (of a sum whatever the order of its terms),
 so that no choice of seed, number or settings ever moves one to the other side.
 """
@@ -14,6 +15,7 @@ from typing import Literal
 
 from dsx.data import expressions
 from dsx.data import problems
+from dsx.data import solutions
 
 SPLITS = ("train", "held_out")
 # Share of all problems. A constant: with another, other problems are held out.
@@ -22,6 +24,11 @@ HELD_OUT = 0.125
 # Draws for each problem asked for, after which there seem to be no more.
 _PATIENCE = 40
 Split = Literal["train", "held_out"]
+_SOLUTIONS = {
+  "addition": solutions.addition,
+  "countdown": solutions.countdown,
+  "copying": solutions.copying,
+}
 
 
 def addition(
@@ -108,34 +115,68 @@ def countdown(
   return _distinct(draw, n, seed, split)
 
 
+def copying(
+  letters: int, n: int, seed: int, split: Split = "train"
+) -> list[problems.Problem]:
+  """Words to be said again, `say qwe`.
+
+  Args:
+    letters: most of a word, from 1.
+    n: how many problems, all different.
+    seed: which of them, in which order.
+    split: `train` or `held_out`.
+
+  Raises:
+    ValueError: an argument is out of range, or there are fewer than n.
+  """
+  _check_at_least("letters", letters, 1)
+
+  def draw(generator: random.Random) -> tuple[str, problems.Problem]:
+    length = generator.randint(1, letters)
+    word = "".join(generator.choice(solutions.LETTERS) for _ in range(length))
+    problem = problems.Problem(
+      name=f"copying/{word}",
+      prompt=f"say {word}",
+      domain="copying",
+      kind="set",
+      answer=[word],
+    )
+    return f"copying {word}", problem
+
+  return _distinct(draw, n, seed, split)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
   """Problems of this file, as a run's settings name them.
 
   Attributes:
-    task: `addition` or `countdown`.
+    task: `addition`, `countdown` or `copying`.
     digits: of addition.
     numbers: of countdown.
     largest: of countdown's numbers.
     largest_target: of countdown.
+    letters: of copying.
     train: how many to train on.
     held_out: how many to evaluate with.
     seed: which of them.
   """
 
-  task: Literal["addition", "countdown"] = "addition"
+  task: Literal["addition", "countdown", "copying"] = "addition"
   digits: int = 2
   numbers: int = 3
   largest: int = 9
   largest_target: int = 99
+  letters: int = 5
   train: int = 2048
   held_out: int = 256
   seed: int = 0
 
   def __post_init__(self):
-    if self.task not in ("addition", "countdown"):
+    if self.task not in _SOLUTIONS:
       raise ValueError(
-        f"task={self.task!r}: expected addition or countdown; change it"
+        f"task={self.task!r}: expected one of {', '.join(_SOLUTIONS)}; change"
+        " it"
       )
 
   def problems(self, split: Split) -> list[problems.Problem]:
@@ -143,6 +184,8 @@ class Generated:
     n = self.train if split == "train" else self.held_out
     if self.task == "addition":
       return addition(self.digits, n, self.seed, split)
+    if self.task == "copying":
+      return copying(self.letters, n, self.seed, split)
     return countdown(
       self.numbers,
       n=n,
@@ -163,7 +206,7 @@ def solution(
   """A response to a problem of this file.
 
   Args:
-    problem: of `addition` or `countdown`.
+    problem: of this file.
     form: `tags` as R1-Zero answers, <think>...</think><answer>...</answer>;
       `summary` as R1 does, <think>...</think>...
     format_only: give a response of the right form that was made without
@@ -178,17 +221,15 @@ def solution(
   Raises:
     ValueError: the problem is of another kind, or has no solution.
   """
-  generator = random.Random(f"solution {problem.name}")
-  if problem.domain == "addition" and problem.kind == "number":
-    thought, answer = _sum(problem, generator if format_only else None)
-  elif problem.kind == "countdown":
-    thought, answer = _expression(problem, generator if format_only else None)
-  else:
+  solve = _SOLUTIONS.get(problem.domain)
+  if solve is None or not problem.name.startswith(f"{problem.domain}/"):
     raise ValueError(
       f"problem.name={problem.name!r}: expected a problem of data/arithmetic.py"
       f", got domain {problem.domain!r} and kind {problem.kind!r}; take its"
       " solution from elsewhere"
     )
+  generator = random.Random(f"solution {problem.name}")
+  thought, answer = solve(problem, generator if format_only else None)
   thought = thought if steps else ""
   if form == "summary":
     return f"<think>{thought}</think>{answer}"
@@ -242,41 +283,3 @@ def _distinct(
     f"n={n}: expected at most as many as there are, about {len(found)} in"
     f" {split}; ask for fewer, or for larger problems"
   )
-
-
-def _sum(
-  problem: problems.Problem, generator: random.Random | None
-) -> tuple[str, str]:
-  """Digit by digit from the right, as on paper; or digits at random."""
-  a, b = problem.prompt.rstrip("=").split("+")
-  length = max(len(a), len(b))
-  written, result, carry = [], "", 0
-  for x, y in zip(
-    reversed(a.zfill(length)), reversed(b.zfill(length)), strict=True
-  ):
-    terms = [int(x), int(y)] + [carry] * bool(carry)
-    total = generator.randrange(19) if generator else sum(terms)
-    written.append(f"{'+'.join(map(str, terms))}={total}")
-    carry, digit = divmod(total, 10)
-    result = str(digit) + result
-  result = str(carry) * bool(carry) + result
-  return " ".join(written), result
-
-
-def _expression(
-  problem: problems.Problem, generator: random.Random | None
-) -> tuple[str, str]:
-  """An expression, and how it is worked out step by step."""
-  numbers, target = problem.answer["numbers"], problem.answer["target"]
-  if generator is not None:
-    steps = expressions.random_steps(numbers, generator)
-  else:
-    steps = next(
-      (s for value, s in expressions.reached(numbers) if value == target), None
-    )
-    if steps is None:
-      raise ValueError(
-        f"answer={problem.answer}: expected a target that the numbers reach by"
-        " way of natural numbers; take its solution from elsewhere"
-      )
-  return " ".join(step.line for step in steps), steps[-1].expression

@@ -13,6 +13,8 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 from dsx.data import problems as problems_lib
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
@@ -53,6 +55,11 @@ def run(
     ValueError: in one line, what is wrong with settings, files or policy, or
       that no answer was good enough.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"{jax.process_count()} processes: expected one, which holds all devices;"
+      " give each machine a share of the problems and a workdir of its own"
+    )
   problems = settings.problems.train()
   curated_set.check(settings.general)
   with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ from absl.testing import parameterized
 from dsx.data import arithmetic
 from dsx.data import expressions
 from dsx.data import problems
+from dsx.evals import grading
 from dsx.rl import countdown
 from dsx.rl import response
 
@@ -63,7 +64,9 @@ class AdditionTest(parameterized.TestCase):
       arithmetic.addition(**{"digits": 2, "n": 1, "seed": 0, **changes})
 
   def test_solution(self):
-    problem = problems.Problem("a", "58+67=", "addition", "number", "125")
+    problem = problems.Problem(
+      "addition/58+67", "58+67=", "addition", "number", "125"
+    )
     self.assertEqual(
       arithmetic.solution(problem),
       "<think>8+7=15 5+6+1=12</think><answer>125</answer>",
@@ -148,9 +151,30 @@ class CountdownTest(parameterized.TestCase):
 
   def test_out_of_reach(self):
     answer = {"numbers": [1, 1], "target": 7}
-    problem = problems.Problem("c", "?", "countdown", "countdown", answer)
+    problem = problems.Problem(
+      "countdown/1_1=7", "?", "countdown", "countdown", answer
+    )
     with self.assertRaisesRegex(ValueError, "expected a target that the"):
       arithmetic.solution(problem)
+
+
+class CopyingTest(parameterized.TestCase):
+  def test_words(self):
+    train = arithmetic.copying(3, 200, 0)
+    held_out = arithmetic.copying(3, 50, 1, "held_out")
+    self.assertEmpty({p.name for p in train} & {p.name for p in held_out})
+    for problem in train:
+      word = problem.prompt.split()[1]
+      self.assertBetween(len(word), 1, 3)
+      parsed = response.parse(arithmetic.solution(problem))
+      self.assertEqual(parsed, response.Response(" ".join(word), word))
+      self.assertTrue(grading.number_set(word, problem.answer))
+      text = arithmetic.solution(problem, format_only=True)
+      self.assertLen(response.parse(text).answer or "", len(word))
+
+  def test_refused(self):
+    with self.assertRaisesRegex(ValueError, "letters=0: expected an integer"):
+      arithmetic.copying(0, 1, 0)
 
 
 class ExpressionsTest(parameterized.TestCase):
@@ -181,8 +205,11 @@ class GeneratedTest(parameterized.TestCase):
       got.problems("train"), arithmetic.countdown(2, n=5, seed=0)
     )
 
+    got = arithmetic.Generated(task="copying", letters=4, train=5)
+    self.assertEqual(got.problems("train"), arithmetic.copying(4, 5, 0))
+
   def test_refused(self):
-    with self.assertRaisesRegex(ValueError, "task='x': expected addition or"):
+    with self.assertRaisesRegex(ValueError, "task='x': expected one of add"):
       arithmetic.Generated(task="x")
 
 
