@@ -350,15 +350,18 @@ class Learner:
     better, _ = advantages.advantages(
       rewards, counted, standardise=objective.standardise
     )
+    order = self._dealt(number, len(explored.samples))
     progress.place = explored.place
     progress.tokens += int(explored.facts["answer_tokens"])
     progress.rollout_step = progress.step
     progress.rollout = pending_lib.Rollout(
       number=number,
-      samples=explored.samples,
-      advantages=np.asarray(better, np.float32).reshape(-1),
-      counted=counted.reshape(-1),
-      logprobs=recomputed.logprobs,
+      samples=[explored.samples[i] for i in order],
+      advantages=np.asarray(better, np.float32).reshape(-1)[order],
+      counted=counted.reshape(-1)[order],
+      logprobs={
+        name: [of[i] for i in order] for name, of in recomputed.logprobs.items()
+      },
       facts={
         **explored.facts,
         **recomputed.facts,
@@ -366,6 +369,17 @@ class Learner:
         "seconds_recompute": seconds,
       },
     )
+
+  def _dealt(self, number: int, n: int) -> np.ndarray:
+    """The answers in the order in which updates take them: R1 deals at random.
+
+    Args:
+      number: of the rollout.
+      n: answers.
+    """
+    if self.run.updates_per_rollout == 1:
+      return np.arange(n)
+    return np.random.default_rng((self.run.seed, number)).permutation(n)
 
   def _refresh(self, progress: Progress) -> None:
     """Makes the policy the reference when its time has come (R1: 400)."""
