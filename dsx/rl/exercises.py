@@ -1,7 +1,7 @@
 """Which problems a run learns from, and which it is examined with.
 
-From files (`data/problems.py`), from generators (`data/arithmetic.py`), or
-both. No problem may be on both sides.
+From files (`data/problems.py`), from generators (`data/arithmetic.py`,
+`data/courtesy.py`), or both. No problem may be on both sides.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import hashlib
 import pathlib
 
 from dsx.data import arithmetic
+from dsx.data import courtesy
 from dsx.data import problems as problems_lib
 
 
@@ -26,7 +27,7 @@ class Exercises:
 
   files: tuple[str, ...] = ()
   held_out_files: tuple[str, ...] = ()
-  generated: tuple[arithmetic.Generated, ...] = ()
+  generated: tuple[arithmetic.Generated | courtesy.Generated, ...] = ()
 
   def __post_init__(self):
     for field in ("files", "held_out_files"):

@@ -9,6 +9,8 @@ with weights:
   language    share of words in the problem's language, in the chain of thought
   length      0 down to -1 over the last `margin` tokens (DAPO)
   repetition  minus the share of repeated n-grams
+  preference  of open problems: what a reward model makes of the response
+              (section 2.3.4), on its own scale
 
 `accuracy` tells what is right. Where it can't (a comparison that hangs, no
 sandbox for a program), that is an error of its own and no wrong answer: the
@@ -28,11 +30,20 @@ from dsx.data import problems as problems_lib
 from dsx.rl import accuracy
 from dsx.rl import advantages
 from dsx.rl import language
+from dsx.rl import preference_judge
 from dsx.rl import repetition
 from dsx.rl import response
+from dsx.rl import reward_scorer
 from dsx.rl import sandbox
 
-_WEIGHTS = ("accuracy", "format", "language", "length", "repetition")
+_WEIGHTS = (
+  "accuracy",
+  "format",
+  "language",
+  "length",
+  "repetition",
+  "preference",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,9 @@ class Rewards:
     language: likewise; 0 leaves it, and the next two, unmeasured.
     length: likewise, of a penalty.
     repetition: likewise, of a penalty.
+    preference: likewise, of a reward model's score; no rule tells about open
+      problems, which have this alone beside the rewards of form.
+    reward_model: workdir of its training, for `preference`.
     form: of a response, see `response`.
     unended: what becomes of answers that were cut off: `wrong` gives accuracy
       and format 0 whatever they say, `masked` no reward, `graded` reads them
@@ -63,6 +77,8 @@ class Rewards:
   language: float = 0.0
   length: float = 0.0
   repetition: float = 0.0
+  preference: float = 0.0
+  reward_model: str = ""
   form: response.Form = "tags"
   unended: Literal["wrong", "masked", "graded"] = "wrong"
   longest: int = 0
@@ -88,6 +104,11 @@ class Rewards:
         raise ValueError(
           f"{field}={getattr(self, field)!r}: expected more than 0; raise it"
         )
+    if self.preference and not self.reward_model:
+      raise ValueError(
+        f"preference={self.preference}: expected a reward_model, the workdir of"
+        " experiments.reward_model, as well; give it"
+      )
     if self.length:
       advantages.overlong_penalty(0, longest=self.longest, margin=self.margin)
 
@@ -142,15 +163,28 @@ class Grades:
 class Grader:
   """Grades responses; a context manager that ends its processes."""
 
-  def __init__(self, rewards: Rewards, *, opened: bool = False):
-    """Starts nothing yet.
+  def __init__(
+    self,
+    rewards: Rewards,
+    *,
+    opened: bool = False,
+    judge: preference_judge.Judge | None = None,
+  ):
+    """Starts no process yet; reads the reward model, if there is one.
 
     Args:
       rewards: which.
       opened: whether prompts end with `<think>` (`Template.opens_thought`).
+      judge: of open problems, instead of `rewards.reward_model`.
+
+    Raises:
+      ValueError: the reward model can't be read.
     """
     self._rewards = rewards
     self._opened = opened
+    self._preference = judge
+    if judge is None and rewards.preference:
+      self._preference = reward_scorer.RewardScorer(rewards.reward_model)
     self._judge = accuracy.Judge(
       processes=rewards.processes,
       seconds=rewards.seconds,
@@ -202,16 +236,42 @@ class Grader:
       cut = [r.truncated for r in given]
       right[np.array(cut, bool)] = np.nan
       error = ["cut off" if c else e for c, e in zip(cut, error, strict=True)]
+    preference = self._preferences(given, error)
     parts = {
       "accuracy": right,
       "format": np.array([p.well_formed for p in parsed], np.float32),
       **self._measured(given, parsed),
+      **preference,
     }
     total = np.zeros(len(given), np.float32)
     for name, values in parts.items():
       total += np.float32(getattr(rewards, name)) * np.nan_to_num(values)
     total[np.array([bool(e) for e in error], bool)] = np.nan
     return Grades(total, parts, error)
+
+  def _preferences(
+    self, given: Sequence[Response], error: list[str]
+  ) -> dict[str, np.ndarray]:
+    """The judge's scores of open problems' responses, NaN elsewhere.
+
+    Adds to `error` where there should be one and is not.
+    """
+    if self._preference is None or not self._rewards.preference:
+      return {}
+    found = np.full(len(given), np.nan, np.float32)
+    groups: dict[str, list[int]] = {}
+    for i, one in enumerate(given):
+      if one.problem.kind == "open" and not error[i]:
+        groups.setdefault(one.problem.prompt, []).append(i)
+    if groups:
+      scores = self._preference.scores(
+        list(groups), [[given[i].text for i in own] for own in groups.values()]
+      )
+      for own, values in zip(groups.values(), scores, strict=True):
+        found[own] = values
+        for i in own:
+          error[i] = "no score could be had" if np.isnan(found[i]) else ""
+    return {"preference": found}
 
   def _parsed(self, given: Response) -> response.Response:
     if given.truncated and self._rewards.unended != "graded":
