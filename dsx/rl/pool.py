@@ -8,13 +8,19 @@ every call has an outcome: a value, or what went wrong.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import ctypes
 import dataclasses
 import multiprocessing
 from multiprocessing import connection
 from multiprocessing import process as process_lib
+import os
 import resource
+import signal
+import sys
 import time
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +150,7 @@ class _Worker:
     context = multiprocessing.get_context("spawn")
     self.results, theirs = context.Pipe()
     self._process = context.Process(
-      target=_work, args=(theirs, self._memory_bytes), daemon=True
+      target=_work, args=(theirs, self._memory_bytes, os.getpid()), daemon=True
     )
     self._process.start()
     theirs.close()
@@ -171,8 +177,21 @@ class _Worker:
       self.results.close()
 
 
-def _work(calls, memory_bytes: int | None) -> None:
+def _end_with(parent: int) -> None:
+  """Has the kernel kill this process when the one that asks is gone.
+
+  A call that hangs would never notice: not even in a thread, if it hangs in C.
+  """
+  if sys.platform != "linux":
+    return
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+  if os.getppid() != parent:  # it was gone before
+    os._exit(1)
+
+
+def _work(calls, memory_bytes: int | None, parent: int) -> None:
   """What a process does: answers calls until nobody asks."""
+  _end_with(parent)
   if memory_bytes is not None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
   while True:

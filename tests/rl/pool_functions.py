@@ -44,6 +44,12 @@ def slowly(index: int):
   return index
 
 
+def say_and_hang():
+  """Says who it is, and is never heard of again."""
+  print(os.getpid(), flush=True)
+  time.sleep(1000)
+
+
 def no_sandbox(*_):
   """What a program meets where it can't be run."""
   raise sandbox.Unavailable("no sandbox here: forbidden")

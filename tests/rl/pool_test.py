@@ -1,10 +1,23 @@
 """Calls that end, and calls that are ended."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from dsx.rl import pool
 from tests.rl import pool_functions
+
+
+def _command(process: pathlib.Path) -> bytes:
+  """The command line of a process; empty if there is none any more."""
+  try:
+    return (process / "cmdline").read_bytes()
+  except OSError:
+    return b""
 
 
 class PoolTest(parameterized.TestCase):
@@ -44,6 +57,29 @@ class PoolTest(parameterized.TestCase):
     self.assertEqual([o.error for o in got], errors)
     self.assertEqual([got[0].value, got[-1].value], [1.0, 1.0])
     self.assertEqual([o.value for o in again], [4, 6])
+
+  def test_a_hanging_call_ends_with_who_asked(self):
+    script = (
+      "from dsx.rl import pool\n"
+      "from tests.rl import pool_functions\n"
+      "if __name__ == '__main__':\n"
+      "  with pool.Pool(1, seconds=1000) as workers:\n"
+      "    workers.map(pool_functions.say_and_hang, [()])\n"
+    )
+    path = self.create_tempfile(content=script).full_path
+    root = pathlib.Path(__file__).parents[2]
+    with subprocess.Popen(
+      [sys.executable, path],
+      stdout=subprocess.PIPE,
+      env={**os.environ, "PYTHONPATH": str(root)},
+    ) as asking:
+      assert asking.stdout is not None
+      worker = pathlib.Path("/proc") / asking.stdout.readline().decode().strip()
+      self.assertTrue(worker.exists())
+      asking.kill()
+      # Its end of the pipe closes with the worker, or never.
+      self.assertEqual(asking.communicate(timeout=60)[0], b"")
+    self.assertNotIn(b"pool", _command(worker))
 
   @parameterized.parameters({"processes": 0}, {"seconds": 0})
   def test_refused(self, **changes):
