@@ -1,11 +1,13 @@
-"""Writes problems of addition, countdown and copying, and solutions to some.
+"""Writes generated problems, solutions to some, and preferences.
 
   python -m experiments.make_problems \\
     --gin_file=gin_configs/rl/problems_tiny.gin
 
 Leaves train.jsonl and held_out.jsonl (problems, for experiments.grpo and
 evaluations), samples.jsonl (a prompt and a response a line, for
-experiments.sft) and summary.json in the workdir. --dry_run shows some of each.
+experiments.sft), of open requests preferences.jsonl (for
+experiments.reward_model), and summary.json in the workdir. --dry_run shows some
+of each.
 """
 
 import json
@@ -24,7 +26,7 @@ def main(argv):
       for problem in generated.problems("train")[:3]:
         print(f"problem: {problem.prompt!r}, answer {problem.answer!r}")
     for solved in files.solved:
-      for line in solved.lines()[:3]:
+      for line in solved.samples()[:3]:
         print(f"sample: {line['prompt']!r}, response {line['response']!r}")
     return
   workdir = cli.workdir()

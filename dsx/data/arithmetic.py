@@ -1,8 +1,7 @@
-"""Problems without end, with solutions: addition, countdown, and copying.
+"""Problems without end, with solutions: addition, and countdown.
 
 What a 100,000-parameter model can learn in minutes, and enough to see a whole
-road from base model to reasoner on a laptop; copying stands for all that is not
-reasoning. Which problems are held out is
+road from base model to reasoner on a laptop. Which problems are held out is
 decided by a hash of each problem (of a sum whatever the order of its terms),
 so that no choice of seed, number or settings ever moves one to the other side.
 """
@@ -27,7 +26,6 @@ Split = Literal["train", "held_out"]
 _SOLUTIONS = {
   "addition": solutions.addition,
   "countdown": solutions.countdown,
-  "copying": solutions.copying,
 }
 
 
@@ -115,59 +113,26 @@ def countdown(
   return _distinct(draw, n, seed, split)
 
 
-def copying(
-  letters: int, n: int, seed: int, split: Split = "train"
-) -> list[problems.Problem]:
-  """Words to be said again, `say qwe`.
-
-  Args:
-    letters: most of a word, from 1.
-    n: how many problems, all different.
-    seed: which of them, in which order.
-    split: `train` or `held_out`.
-
-  Raises:
-    ValueError: an argument is out of range, or there are fewer than n.
-  """
-  _check_at_least("letters", letters, 1)
-
-  def draw(generator: random.Random) -> tuple[str, problems.Problem]:
-    length = generator.randint(1, letters)
-    word = "".join(generator.choice(solutions.LETTERS) for _ in range(length))
-    problem = problems.Problem(
-      name=f"copying/{word}",
-      prompt=f"say {word}",
-      domain="copying",
-      kind="set",
-      answer=[word],
-    )
-    return f"copying {word}", problem
-
-  return _distinct(draw, n, seed, split)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
   """Problems of this file, as a run's settings name them.
 
   Attributes:
-    task: `addition`, `countdown` or `copying`.
+    task: `addition` or `countdown`.
     digits: of addition.
     numbers: of countdown.
     largest: of countdown's numbers.
     largest_target: of countdown.
-    letters: of copying.
     train: how many to train on.
     held_out: how many to evaluate with.
     seed: which of them.
   """
 
-  task: Literal["addition", "countdown", "copying"] = "addition"
+  task: Literal["addition", "countdown"] = "addition"
   digits: int = 2
   numbers: int = 3
   largest: int = 9
   largest_target: int = 99
-  letters: int = 5
   train: int = 2048
   held_out: int = 256
   seed: int = 0
@@ -184,8 +149,6 @@ class Generated:
     n = self.train if split == "train" else self.held_out
     if self.task == "addition":
       return addition(self.digits, n, self.seed, split)
-    if self.task == "copying":
-      return copying(self.letters, n, self.seed, split)
     return countdown(
       self.numbers,
       n=n,

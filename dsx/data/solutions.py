@@ -10,8 +10,6 @@ import random
 from dsx.data import expressions
 from dsx.data import problems
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
 
 def addition(
   problem: problems.Problem, generator: random.Random | None
@@ -49,13 +47,3 @@ def countdown(
         " way of natural numbers; take its solution from elsewhere"
       )
   return " ".join(step.line for step in steps), steps[-1].expression
-
-
-def copying(
-  problem: problems.Problem, generator: random.Random | None
-) -> tuple[str, str]:
-  """Letter by letter; or other letters."""
-  word = problem.prompt.removeprefix("say ")
-  if generator is not None:
-    word = "".join(generator.choice(LETTERS) for _ in word)
-  return " ".join(word), word

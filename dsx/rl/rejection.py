@@ -10,10 +10,9 @@ be counted.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import re
 from typing import Literal
-
-import numpy as np
 
 from dsx.data import problems as problems_lib
 from dsx.rl import language
@@ -33,8 +32,8 @@ REASONS = (
   "duplicate",
   "not among the best",
 )
-Best = Literal["reward", "likeliest", "shortest", "score"]
-_BEST = ("reward", "likeliest", "shortest", "score")
+Best = Literal["reward", "likeliest", "shortest"]
+_BEST = ("reward", "likeliest", "shortest")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 
 
@@ -44,9 +43,9 @@ class Filters:
 
   Attributes:
     keep: best answers to each problem, at most; 0 for all.
-    best: which are best: those of the highest `reward`, the `likeliest` (mean
-      log-probability of a token), the `shortest`, or those of the highest
-      `score` by a judge. Equals go by length, then by number.
+    best: which are best: those of the highest `reward` (of open problems a
+      reward model's), the `likeliest` (mean log-probability of a token) or the
+      `shortest`. Equals go by length, then by number.
     least_language: share of words in the problem's language below which
       languages are mixed; a chain of thought without words is in any.
     longest_paragraph: characters between blank lines in the chain of thought;
@@ -54,7 +53,8 @@ class Filters:
     code_blocks: whether it may have any.
     most_repetition: share of repeated n-grams in the whole response.
     repetition_words: n.
-    least_score: of a judge, for problems that no rule decides.
+    least_score: of a reward model, for problems that no rule decides; None
+      for any.
   """
 
   keep: int = 1
@@ -96,9 +96,9 @@ class Candidate:
     truncated: whether it was cut off.
     right: 1 or 0; NaN where no rule decides.
     error: why it could not be graded.
-    reward: by rule.
+    reward: in all.
     logprob: mean over its tokens, in nats.
-    score: of a judge; NaN without one.
+    score: of a reward model, for problems that no rule decides; NaN else.
   """
 
   number: int
@@ -163,7 +163,7 @@ def reason(
     return "wrong form"
   if problem.kind == "open":
     # A score that could not be had is no good one.
-    least = -np.inf if filters.least_score is None else filters.least_score
+    least = -math.inf if filters.least_score is None else filters.least_score
     if not parsed.answer or not candidate.score >= least:
       return "poor answer"
   elif candidate.right != 1:
@@ -193,11 +193,7 @@ def _is_mixed(thought: str, name: str, least: float) -> bool:
 
 def _rank(candidate: Candidate, best: Best) -> tuple[float, int, int]:
   """Sorts the best first."""
-  if best == "shortest":
-    merit = 0.0
-  elif best == "likeliest":
-    merit = candidate.logprob
-  else:
-    merit = candidate.reward if best == "reward" else candidate.score
-  merit = -np.inf if np.isnan(merit) else merit
-  return (-float(merit), candidate.tokens, candidate.number)
+  merits = {"reward": candidate.reward, "likeliest": candidate.logprob}
+  merit = merits.get(best, 0.0)
+  merit = -math.inf if math.isnan(merit) else merit
+  return (-merit, candidate.tokens, candidate.number)

@@ -23,7 +23,6 @@ from dsx.rl import preference_judge
 from dsx.rl import rejection
 from dsx.rl import rejection_sampler
 from dsx.rl import rejection_sampling
-from dsx.rl import reward_scorer
 from dsx.rl import rewards as rewards_lib
 from dsx.training import workdir as workdir_lib
 
@@ -45,7 +44,7 @@ def run(
   Args:
     settings: of the run.
     workdir: its folder.
-    judge: instead of `settings.reward_model`.
+    judge: instead of `Rewards.reward_model`.
     say: shows a line.
 
   Returns:
@@ -65,18 +64,14 @@ def run(
   with contextlib.ExitStack() as stack:
     grader = stack.enter_context(
       rewards_lib.Grader(
-        settings.rewards, opened=settings.template.opens_thought
+        settings.rewards, opened=settings.template.opens_thought, judge=judge
       )
     )
     grader.check(problems)
+    _check_open(problems, settings.rewards.preference)
     mesh = mesh_lib.make(settings.mesh)
-    if judge is None and settings.reward_model:
-      judge = reward_scorer.RewardScorer(
-        settings.reward_model, mesh=mesh, sharding=settings.sharding
-      )
-    _check_open(problems, judge)
     stack.enter_context(sharding_lib.use(mesh, settings.sharding))
-    sampler = rejection_sampler.Sampler(settings, grader, judge, mesh)
+    sampler = rejection_sampler.Sampler(settings, grader, mesh)
     identity = {
       **settings.identity(),
       "problems": problems_lib.digest(problems),
@@ -97,15 +92,15 @@ def run(
   return _finish(settings, workdir, parts, identity, sampler.policy)
 
 
-def _check_open(problems, judge: preference_judge.Judge | None) -> None:
-  if judge is not None:
-    return
+def _check_open(
+  problems: Sequence[problems_lib.Problem], preference: float
+) -> None:
   for problem in problems:
-    if problem.kind == "open":
+    if problem.kind == "open" and not preference:
       raise ValueError(
-        f"reward_model='': expected a judge's workdir for problem"
-        f" {problem.name!r}, which no rule decides; give one, or take such"
-        " problems out"
+        "rewards.preference=0: expected a weight and a reward_model for"
+        f" problem {problem.name!r}, which no rule decides; give both, or take"
+        " such problems out"
       )
 
 

@@ -6,13 +6,11 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from dsx.data import problems as problems_lib
 from dsx.data import prompt_template
 from dsx.data import special_tokens
 from dsx.inference import decoding as decoding_lib
-from dsx.rl import preference_judge
 from dsx.rl import rejection
 from dsx.rl import rejection_sampling
 from dsx.rl import rewards as rewards_lib
@@ -41,7 +39,7 @@ class Part(NamedTuple):
 
 
 class Sampler:
-  """A policy, and who judges its answers.
+  """A policy, and who grades its answers.
 
   Attributes:
     policy: `path`, `step` and `digest` of its weights.
@@ -52,7 +50,6 @@ class Sampler:
     self,
     settings: rejection_sampling.RejectionSampling,
     grader: rewards_lib.Grader,
-    judge: preference_judge.Judge | None,
     mesh: jax.sharding.Mesh,
   ):
     """Reads the policy.
@@ -60,10 +57,9 @@ class Sampler:
     Args:
       settings: of the run.
       grader: of answers.
-      judge: of answers that no rule decides, if there is one.
       mesh: the devices.
     """
-    self._settings, self._grader, self._judge = settings, grader, judge
+    self._settings, self._grader = settings, grader
     found = pretrained.find(
       settings.policy.path,
       step=settings.policy.step,
@@ -139,7 +135,7 @@ class Sampler:
     problems: Sequence[problems_lib.Problem],
     groups: Sequence[Sequence[sample_lib.Sample]],
   ) -> list[list[rejection.Candidate]]:
-    """Answers with what rules and a judge say of them."""
+    """Answers with what is known about them."""
     texts = [
       [
         prompt_template.response_text(self._vocabulary, sample.tokens.tolist())
@@ -154,15 +150,13 @@ class Sampler:
         for sample, text in zip(group, said, strict=True)
       ]
     )
-    scores = [np.full(len(group), np.nan) for group in groups]
-    if self._judge is not None:
-      scores = self._judge.scores([p.prompt for p in problems], texts)
+    scores = grades.parts.get("preference")
     opened = self._settings.template.opens_thought
     opening = special_tokens.STRINGS["think"] + "\n" if opened else ""
     found, at = [], 0
-    for group, said, judged in zip(groups, texts, scores, strict=True):
+    for group, said in zip(groups, texts, strict=True):
       candidates = []
-      for sample, text, score in zip(group, said, judged, strict=True):
+      for sample, text in zip(group, said, strict=True):
         candidates.append(
           rejection.Candidate(
             number=sample.number,
@@ -173,7 +167,7 @@ class Sampler:
             error=grades.error[at],
             reward=float(grades.total[at]),
             logprob=float(sample.logprob.mean()),
-            score=float(score),
+            score=math.nan if scores is None else float(scores[at]),
           )
         )
         at += 1

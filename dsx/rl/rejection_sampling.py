@@ -31,14 +31,13 @@ class RejectionSampling:
     problems: those to train on are answered, those held out never.
     policy: whose answers; a run's workdir or a Hugging Face folder.
     template: how problems are put.
-    rewards: how answers are graded.
+    rewards: how answers are graded; `preference` and a `reward_model` are
+      needed for problems that no rule decides.
     filters: which are kept.
     sampling: how answers are drawn; its seed is not used.
     answers: to each problem.
     general: globs of other samples to mix in.
     ratio: sampled ones for each of these.
-    reward_model: workdir of a judge for problems that no rule decides, and for
-      `Filters.best='score'`; empty for none.
     at_once: problems that are answered before anything is saved.
     decoding: how many answers at once.
     dtypes: of the policy as it samples; None for its own.
@@ -58,7 +57,6 @@ class RejectionSampling:
   answers: int = 16
   general: tuple[str, ...] = ()
   ratio: float = 3.0
-  reward_model: str = ""
   at_once: int = 256
   decoding: decoding_lib.Decoding = rollout.DECODING
   dtypes: dtypes_lib.Dtypes | None = None
@@ -82,11 +80,6 @@ class RejectionSampling:
       raise ValueError(
         f"ratio={self.ratio!r}: expected more than 0; leave general out for no"
         " other samples"
-      )
-    if self.filters.best == "score" and not self.reward_model:
-      raise ValueError(
-        "reward_model='': expected a judge's workdir with"
-        " Filters.best='score'; give one, or another best"
       )
     if self.answers > 1 and not self.sampling.temperature > 0:
       raise ValueError(

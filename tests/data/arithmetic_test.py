@@ -6,7 +6,6 @@ from absl.testing import parameterized
 from dsx.data import arithmetic
 from dsx.data import expressions
 from dsx.data import problems
-from dsx.evals import grading
 from dsx.rl import countdown
 from dsx.rl import response
 
@@ -158,25 +157,6 @@ class CountdownTest(parameterized.TestCase):
       arithmetic.solution(problem)
 
 
-class CopyingTest(parameterized.TestCase):
-  def test_words(self):
-    train = arithmetic.copying(3, 200, 0)
-    held_out = arithmetic.copying(3, 50, 1, "held_out")
-    self.assertEmpty({p.name for p in train} & {p.name for p in held_out})
-    for problem in train:
-      word = problem.prompt.split()[1]
-      self.assertBetween(len(word), 1, 3)
-      parsed = response.parse(arithmetic.solution(problem))
-      self.assertEqual(parsed, response.Response(" ".join(word), word))
-      self.assertTrue(grading.number_set(word, problem.answer))
-      text = arithmetic.solution(problem, format_only=True)
-      self.assertLen(response.parse(text).answer or "", len(word))
-
-  def test_refused(self):
-    with self.assertRaisesRegex(ValueError, "letters=0: expected an integer"):
-      arithmetic.copying(0, 1, 0)
-
-
 class ExpressionsTest(parameterized.TestCase):
   def test_all_values(self):
     self.assertEqual(expressions.targets([2, 3], 99), [1, 5, 6])
@@ -204,9 +184,6 @@ class GeneratedTest(parameterized.TestCase):
     self.assertEqual(
       got.problems("train"), arithmetic.countdown(2, n=5, seed=0)
     )
-
-    got = arithmetic.Generated(task="copying", letters=4, train=5)
-    self.assertEqual(got.problems("train"), arithmetic.copying(4, 5, 0))
 
   def test_refused(self):
     with self.assertRaisesRegex(ValueError, "task='x': expected one of add"):

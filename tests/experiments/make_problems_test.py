@@ -28,7 +28,7 @@ class MakeProblemsTest(parameterized.TestCase):
   def test_problems(self):
     configuration.prepare(_FILES, ["gin_configs/rl/problems_tiny.gin"])
     files = configuration.build(_FILES)
-    self.assertLen(files.solved[0].lines(), 1000)
+    self.assertLen(files.solved[0].samples(), 1000)
 
   def test_the_binary(self):
     workdir = self.create_tempdir().full_path

@@ -28,6 +28,7 @@ from dsx.rl import rejection
 from dsx.rl import rejection_loop
 from dsx.rl import rejection_sampler
 from dsx.rl import rejection_sampling
+from dsx.rl import rewards
 from dsx.rl import sample
 from dsx.training import start
 
@@ -232,7 +233,7 @@ class RejectionLoopTest(parameterized.TestCase):
     path = self._root / "open.jsonl"
     problems.write(path, [problems.Problem("o", "1+1=", "x", "open", None)])
     asked = exercises.Exercises(files=(str(path),))
-    with self.assertRaisesRegex(ValueError, "reward_model='': .* 'o'"):
+    with self.assertRaisesRegex(ValueError, "rewards.preference=0: .* 'o'"):
       self._run("a", problems=asked)
 
     class Judge:
@@ -240,15 +241,13 @@ class RejectionLoopTest(parameterized.TestCase):
         del prompts
         return [np.asarray([1.0, 3.0, 2.0, 0.0][: len(g)]) for g in groups]
 
+    settings = _settings(
+      problems=asked,
+      rewards=rewards.Rewards(preference=1.0, reward_model="judge"),
+      filters=rejection.Filters(keep=0, least_score=2.0),
+    )
     summary = rejection_loop.run(
-      _settings(
-        problems=asked,
-        filters=rejection.Filters(best="score"),
-        reward_model="judge",
-      ),
-      self._root / "a",
-      judge=Judge(),
-      say=lambda line: None,
+      settings, self._root / "a", judge=Judge(), say=lambda line: None
     )
     self.assertEqual(summary["samples"], 1)
     line = json.loads((self._root / "a" / "samples.jsonl").read_text())
@@ -270,10 +269,6 @@ class SettingsTest(parameterized.TestCase):
     ({"at_once": 0}, "at_once=0: expected at least 1"),
     ({"ratio": 0}, "ratio=0: expected more than 0"),
     ({"general": "g"}, r"general='g': expected a tuple of globs"),
-    (
-      {"filters": rejection.Filters(best="score")},
-      "reward_model='': expected a judge's workdir",
-    ),
   )
   def test_refused(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):

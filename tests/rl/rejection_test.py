@@ -98,14 +98,13 @@ class SelectTest(parameterized.TestCase):
     ("reward", [2, 1, 3, 0]),
     ("likeliest", [0, 3, 1, 2]),
     ("shortest", [3, 1, 0, 2]),
-    ("score", [1, 2, 3, 0]),
   )
   def test_the_best_first(self, best, order):
     known = [
-      {"reward": 1.0, "logprob": -0.1, "tokens": 9, "score": math.nan},
-      {"reward": 2.0, "logprob": -0.3, "tokens": 7, "score": 3.0},
-      {"reward": 3.0, "logprob": -0.4, "tokens": 11, "score": 2.0},
-      {"reward": 2.0, "logprob": -0.2, "tokens": 7, "score": 1.0},
+      {"reward": 1.0, "logprob": -0.1, "tokens": 9},
+      {"reward": 2.0, "logprob": -0.3, "tokens": 7},
+      {"reward": 3.0, "logprob": -0.4, "tokens": 11},
+      {"reward": 2.0, "logprob": -0.2, "tokens": 7},
     ]
     known[3]["tokens"] = 7 if best != "shortest" else 6
     candidates = [
