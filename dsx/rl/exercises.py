@@ -6,6 +6,7 @@ From files (`data/problems.py`), from generators (`data/arithmetic.py`,
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import glob
 import hashlib
 import pathlib
@@ -73,7 +74,7 @@ class Exercises:
     for file in _files(field, getattr(self, field)):
       found += problems_lib.read(file)
     for generated in self.generated:
-      found += generated.problems(split)
+      found += _made(generated, split)
     names = set()
     for problem in found:
       if problem.name in names:
@@ -90,6 +91,14 @@ def digest(problems: Sequence[problems_lib.Problem]) -> str:
   if not problems:
     return hashlib.sha256().hexdigest()
   return problems_lib.digest(problems)
+
+
+@functools.lru_cache(maxsize=16)
+def _made(
+  generated: arithmetic.Generated, split: arithmetic.Split
+) -> tuple[problems_lib.Problem, ...]:
+  """Generated problems, which take seconds to find and are asked for often."""
+  return tuple(generated.problems(split))
 
 
 def _files(field: str, globs: Sequence[str]) -> list[str]:

@@ -3,23 +3,32 @@
 A step's record in `metrics.jsonl` is of kind `reinforcement`:
 
   step rollout problems epoch         updates, rollouts and problems so far
-  reward reward_PART[..]              means over answers that were graded
+  answer_tokens                       drawn so far
+  reward reward_PART                  means over answers that were graded;
+                                      parts before their weights
   pass_1 pass_k                       of the training problems, k = group size:
                                       share of right answers, and of problems
                                       with any
-  zero_std all_right all_wrong        shares of groups with equal rewards
+  zero_std all_right all_wrong        shares of groups with equal rewards, ...
   errors                              share of answers that were not graded
-  length longest truncated repetition of answers
+  answers length longest truncated repetition
+                                      how many, tokens, shares
   entropy kl clipped ratio loss       means over answer tokens
-  mismatch_mean mismatch_max ...      see `mismatch.py`
-  grad_norm learning_rate skipped     of the update
-  age                                 updates between drawing and learning
-  seconds_generate, _score, _recompute, _update, seconds
+  mismatch_* importance_*             sampler and trainer, see `mismatch.py`
+  refused                             1 if these had a rollout refused
+  grad_norm learning_rate finite skipped tokens
+                                      of the update, its answer tokens
+  mtp_loss balance_loss max_violation if they are asked for
+  age reference_step                  updates since the answers were drawn; and
+                                      when the reference was renewed
+  recompute_filled update_filled      share of columns that hold a token
+  seconds seconds_generate seconds_score seconds_recompute seconds_update
                                       a rollout's shared among its updates
-  tokens tokens_per_second            answer tokens, so far and while generating
+  tokens_per_second                   while generating
 
-Those of kind `reasoning` come from `evals/reasoning.py`, those of kind `alarm`
-(rule, words) from `alarms.py`.
+All but the update's own are those of the whole rollout. Records of kind
+`reasoning` come from `evals/reasoning.py`, those of kind `alarm` (rule, words)
+from `alarms.py`.
 """
 
 from collections.abc import Sequence

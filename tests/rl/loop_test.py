@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from absl.testing import parameterized
 from dsx.rl import completions
 from dsx.rl import learner
 from dsx.rl import loop
+from dsx.rl import measures
 from dsx.rl import pending
 from dsx.rl import report
 from dsx.training import observer
@@ -110,6 +112,13 @@ class WholeRunTest(parameterized.TestCase):
     # The reference is the policy itself at first, and then no more.
     self.assertLess(abs(found.steps[0]["kl"]), 1e-6)
     self.assertGreater(found.steps[2]["kl"], 1e-5)
+
+  def test_what_is_recorded_is_documented(self):
+    documented = re.findall(r"\w+[*]?", measures.__doc__ or "")
+    for field in report.read(_reference).steps[-1]:
+      prefix = field.split("_")[0]
+      known = {field, f"{prefix}_*", f"{prefix}_PART"}
+      self.assertNotEmpty(known.intersection(documented), field)
 
   def test_examined_first_often_and_last(self):
     found = report.read(_reference).examinations
