@@ -27,6 +27,10 @@ TARGETS: Mapping[str, str] = {
   "pretrain": "dsx.training.pretraining.Pretraining",
   "sft": "dsx.training.pretraining.Pretraining",
   "grpo": "dsx.rl.reinforcement.Reinforcement",
+  "make_problems": "dsx.data.problem_files.ProblemFiles",
+  "rejection_sample": "dsx.rl.rejection_sampling.RejectionSampling",
+  "reward_model": "dsx.rl.reward_training.RewardTraining",
+  "evaluate_reasoning": "dsx.rl.assessment.Assessment",
 }
 
 

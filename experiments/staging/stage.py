@@ -15,8 +15,6 @@ Binary = Literal[
   "make_problems",
   "rejection_sample",
   "reward_model",
-  "distill",
-  "evaluate_reasoning",
 ]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
