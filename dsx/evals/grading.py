@@ -99,9 +99,9 @@ def mathematics(answer: str, reference: str) -> bool:
   For a process of its own: sympy may compute for ever on what a policy writes,
   and the library's own time limits are signals, which threads don't have, so
   they are off. On top of the library's judgement an answer must be one
-  expression, an equation between numbers must be true, and a plain number is
-  not answered by a sum or product that nobody worked out, else repeating the
-  question would do.
+  expression as a whole, an equation between numbers must be true, infinities
+  equal no number, and a plain number is not answered by a sum or product that
+  nobody worked out, else repeating the question would do.
 
   Args:
     answer: with or without dollars or \\boxed.
@@ -120,7 +120,7 @@ def mathematics(answer: str, reference: str) -> bool:
       f"answer={reference!r}: expected LaTeX that math-verify reads as the"
       " reference; change it, or its problem's kind"
     )
-  if len(answer) > LONGEST or not _balanced(answer):
+  if len(answer) > LONGEST or not _balanced(_bare(answer)):
     return False
   given = _parsed(answer)
   if len(given) != 1 or not _is_honest(given[0], expected[0]):
@@ -133,12 +133,13 @@ def _bare(answer: str) -> str:
   text = answer.strip()
   for _ in range(4):
     before = text
+    text = text.removesuffix(".").strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)")):
-      if len(text) > len(left + right) and text.startswith(left):
-        text = text.removeprefix(left).removesuffix(right).strip()
+      both = text.startswith(left) and text.endswith(right)
+      if both and len(text) > len(left + right):
+        text = text[len(left) : -len(right)].strip()
     boxed = _BOXED.fullmatch(text)
     text = (boxed.group(1) if boxed else text).strip()
-    text = text.removesuffix(".").strip()
     if text == before:
       break
   return text
@@ -193,14 +194,14 @@ def _library():
 
 
 def _parsed(text: str) -> list[Any]:
-  """The one expression that a text is; empty if it is none."""
+  """The one expression that the whole of a text is; empty if it is none."""
   library = _library()
-  text = text.strip()
-  boxed = text if text.startswith("\\boxed{") else f"\\boxed{{{text}}}"
   return library.parse(
-    boxed,
+    f"\\boxed{{{_bare(text)}}}",
     [library.LatexExtractionConfig(boxed_match_priority=0)],
     fallback_mode="no_fallback",
+    # What is in the box, and no part of it that can be read if it can't.
+    extraction_mode="first_match",
     parsing_timeout=0,
   )
 
@@ -212,13 +213,13 @@ def _verified(expected: list[Any], given: list[Any]) -> bool:
 
 
 def _balanced(text: str) -> bool:
-  """Whether braces are closed, and there is one box at most."""
+  """Whether braces are closed, and no box is left among other things."""
   depth = 0
   for brace in re.findall(r"(?<!\\)[{}]", text):
     depth += 1 if brace == "{" else -1
     if depth < 0:
       return False
-  return depth == 0 and text.count("\\boxed") <= 1
+  return depth == 0 and "\\boxed" not in text
 
 
 def _is_honest(given: Any, expected: Any) -> bool:
@@ -230,6 +231,10 @@ def _is_honest(given: Any, expected: Any) -> bool:
     if not left.free_symbols and not _verified([left], [right]):
       return False
     given = right
+  # To the library some products with an infinity equal every number.
+  endless = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+  if given.has(*endless) and not expected.has(*endless):
+    return False
   if not isinstance(expected, sympy.Number):
     return True
   if not isinstance(given, sympy.Expr):
@@ -242,12 +247,13 @@ def _is_honest(given: Any, expected: Any) -> bool:
 
 
 def _is_undone(node: Any) -> bool:
-  """Whether it is a sum, or a product of more than a number and powers."""
+  """Whether it is a sum, or a product of several numbers."""
   import sympy
 
   if isinstance(node, sympy.Add):
     return True
   if not isinstance(node, sympy.Mul):
     return False
-  numbers = [f for f in node.args if f.is_Number and abs(f) > 1]
-  return len(numbers) > 1
+  # Signs and per cent are no factors to be multiplied out.
+  free = (1, -1, sympy.Rational(1, 100))
+  return sum(f.is_Number and f not in free for f in node.args) > 1

@@ -185,11 +185,17 @@ class MathematicsTest(parameterized.TestCase):
     ("6\\text{ cm}", "6"),
     ("3 \\times 10^2", "300"),
     ("2^{10}", "1024"),
+    ("-3", "-3"),
+    ("50\\%", "50\\%"),
+    ("-\\frac{3}{4}", "-0.75"),
     ("\\sqrt{12}", "2\\sqrt{3}"),
     ("(x+1)^2", "x^2+2x+1"),
     ("\\{2, 1\\}", "\\{1, 2\\}"),
     ("(1, 2)", "(1,2)"),
     ("2 < x", "x > 2"),
+    ("(-\\infty, 2)", "(-\\infty, 2)"),
+    ("\\infty", "\\infty"),
+    ("$\\boxed{6}$.", "6"),
   )
   def test_right(self, answer, reference):
     self.assertTrue(grading.mathematics(answer, reference))
@@ -219,6 +225,15 @@ class MathematicsTest(parameterized.TestCase):
     ("7 = 2 + 4", "6"),
     ("3!", "6"),
     ("\\int_0^6 1 dx", "6"),
+    ("\\pi\\infty^{2}", "6"),
+    ("x = \\pi\\infty^{2}", "6"),
+    ("\\pi\\infty^{2}", "\\pi"),
+    ("7 \\boxed{6}", "6"),
+    ("0.5 \\cdot 12", "6"),
+    ("\\boxed{6} 7", "6"),
+    ("I think that it is \\boxed{6}.", "6"),
+    ("\\frac{1}{3} | \\frac{1}{2}", "\\frac{1}{2}"),
+    ("\\to \\log ) \\frac{1}{2}", "\\frac{1}{2}"),
     ("\\sum_{i=1}^{3} i", "6"),
     ("x \\geq 2", "x > 2"),
   )
