@@ -109,6 +109,23 @@ class GraderTest(parameterized.TestCase):
     self.assertTrue(math.isnan(got.mean("accuracy")))
     self.assertEqual(got.error, ["", ""])
 
+  def test_preference(self):
+    """Of open problems alone; without a score there is no reward."""
+
+    class Judge:
+      def scores(self, prompts, groups):
+        assert prompts == ["a poem"] and len(groups[0]) == 3, (prompts, groups)
+        return [np.float32([2.0, -1.0, np.nan])]
+
+    weights = rewards.Rewards(preference=0.5, reward_model="somewhere")
+    poem = (_OPEN, _tagged("roses"), 9, False)
+    with rewards.Grader(weights, judge=Judge()) as grader:
+      got = grader.grade([poem, (_SUM, _tagged("4"), 9, False), poem, poem])
+    np.testing.assert_array_equal(got.total, np.float32([2, 2, 0.5, np.nan]))
+    self.assertEqual(got.error, ["", "", "", "no score could be had"])
+    self.assertEqual(got.mean("preference"), 0.5)
+    self.assertEqual(got.mean("accuracy"), 1.0)
+
   def test_opened_by_the_prompt(self):
     text = "so</think><answer>4</answer>"
     got = _grades([(_SUM, text), (_SUM, "<think>" + text)], opened=True)
@@ -203,6 +220,7 @@ class RewardsTest(parameterized.TestCase):
     ({"accuracy": -1}, r"accuracy=-1: expected a weight of at least 0"),
     ({"format": math.nan}, "format=nan: expected a weight"),
     ({"form": "x"}, "form='x': expected one of tags, summary"),
+    ({"preference": 1.0}, "preference=1.0: expected a reward_model"),
     ({"unended": "x"}, "unended='x': expected one of wrong, masked, graded"),
     ({"processes": 0}, "processes=0: expected more than 0"),
     ({"length": 1.0}, "margin=0: expected 1 to longest=0 tokens"),
