@@ -22,6 +22,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dsx.rl import sample as sample_lib
 
@@ -111,24 +112,21 @@ def pack(
   *,
   length: int | None = None,
   micro_batch: int,
-  micro_batches: int | None = None,
+  multiple: int = 1,
 ) -> Packed:
   """Packs samples.
 
   Args:
     samples: N of them, at least one; `sequence` numbers them in this order.
     length: L; None for what `row_length` says.
-    micro_batch: B.
-    micro_batches: R / B to make room for; None for as many as are needed,
-      rounded up to a power of two.
+    micro_batch: B, but less where all rows are fewer: then a power of two.
+    multiple: B is one of this, and at least this.
 
   Raises:
     ValueError: a sample is malformed, or finds no room.
   """
   if not samples:
     raise ValueError("samples=(): expected at least one; sample some")
-  if micro_batch < 1:
-    raise ValueError(f"micro_batch={micro_batch}: expected at least 1 row")
   shape = _experts_shape(samples)
   for sample in samples:
     _check(sample, shape)
@@ -142,20 +140,12 @@ def pack(
       " sample shorter answers"
     )
   row, column, count = _best_fit(columns, length)
-  needed = -(-count // micro_batch)
-  most = _power_of_two(needed) if micro_batches is None else micro_batches
-  if needed > most:
-    raise ValueError(
-      f"micro_batches={micro_batches}: expected at least {needed} of"
-      f" {micro_batch} rows for {len(samples)} answers; raise it"
-    )
-  rows = _filled(samples, row, column, (most * micro_batch, length), shape)
-  grouped = [
-    None if x is None else x.reshape(most, micro_batch, *x.shape[1:])
-    for x in rows
-  ]
+  some = min(micro_batch, -(-_power_of_two(count) // multiple) * multiple)
+  some = max(some // multiple, 1) * multiple
+  needed = -(-count // some)
+  room = _power_of_two(needed), some, length
   return Packed(
-    Rows(*grouped),
+    _filled(samples, row, column, room, shape),
     needed,
     row,
     column,
@@ -204,7 +194,7 @@ def _experts_shape(samples) -> tuple[int, int] | None:
 
 
 def _filled(samples, row, column, shape, experts_shape) -> Rows:
-  """Rows [R, L] with everything in its place."""
+  """Rows of a shape [R / B, B, L] with everything in its place."""
   prompt = np.array([len(s.prompt) for s in samples])
   whole = prompt + np.array([len(s.tokens) for s in samples])
   parts = [part for s in samples for part in (s.prompt, s.tokens)]
@@ -212,10 +202,10 @@ def _filled(samples, row, column, shape, experts_shape) -> Rows:
   ends = np.cumsum(whole)
   first, last = (np.zeros(len(tokens), bool) for _ in range(2))
   first[ends - whole], last[ends - 1] = True, True
-  places, within = _places(row * shape[1] + column, whole - 1)
-  answers, _ = _places(row * shape[1] + column + prompt - 1, whole - prompt)
+  places, within = _places(row * shape[-1] + column, whole - 1)
+  answers, _ = _places(row * shape[-1] + column + prompt - 1, whole - prompt)
 
-  def laid(values, where, dtype=np.int32):
+  def laid(values, where, dtype: npt.DTypeLike = np.int32):
     out = np.zeros(shape, dtype)
     out.reshape(-1)[where] = values
     return out
@@ -259,7 +249,7 @@ def _segments(row, column):
 
 
 def _experts(samples, places, columns, shape, experts_shape):
-  """int16 [R, L, M, K], -1 where there are none; None without any."""
+  """int16 [R / B, B, L, M, K], -1 where there are none; None without any."""
   if experts_shape is None:
     return None
   # int32 would take more memory than all else together.

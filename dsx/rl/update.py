@@ -22,26 +22,20 @@ import functools
 from typing import Literal
 
 import jax
-from jax import lax
-import jax.numpy as jnp
 import numpy as np
 
 from dsx.inference import sampling as sampling_lib
 from dsx.models import deepseek
 from dsx.ops import platforms
-from dsx.ops import routing
-from dsx.parallel import context
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import scheduling
 from dsx.parallel import sharding as sharding_lib
-from dsx.rl import grpo
 from dsx.rl import mismatch
 from dsx.rl import objective as objective_lib
-from dsx.rl import policy
+from dsx.rl import passes
 from dsx.rl import rows as rows_lib
 from dsx.rl import sample as sample_lib
 from dsx.training import state as state_lib
-from dsx.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,18 +161,20 @@ class Updater:
     self.model, self.settings, self.mesh = model, settings, mesh
     self._temperature = np.float32(sampling.temperature)
     self._raw = _truncates(sampling)
-    self._shards = mesh_lib.batch_shards(mesh)
-    static = _Static(model, settings, vocab_size, self._raw)
+    self._multiple = mesh_lib.batch_shards(mesh)
+    if model.execution.overlap == "two_batches":
+      self._multiple *= 2
+    static = passes.Static(model, settings, vocab_size, self._raw)
     options = scheduling.options(model.execution.overlap, platforms.target())
     self._recompute = jax.jit(
-      functools.partial(_recompute, static), compiler_options=options
+      functools.partial(passes.recompute, static), compiler_options=options
     )
     places = {}
     if placement is not None:
       places["in_shardings"] = (placement, None, None)
       places["out_shardings"] = (placement, None)
     self._step = jax.jit(
-      functools.partial(_step, static, optimizer),
+      functools.partial(passes.step, static, optimizer),
       donate_argnums=0,
       compiler_options=options,
       **places,
@@ -196,14 +192,12 @@ class Updater:
     if length is None:
       longest = max(len(s.prompt) + len(s.tokens) - 1 for s in samples)
       length = rows_lib.row_length(longest)
-    parts = 1 if self.mesh is None else self.mesh.shape.get("context", 1)
-    context.check_length(length, parts)
-    multiple = self._shards
-    if self.model.execution.overlap == "two_batches":
-      multiple *= 2
-    wanted = self.settings.micro_batch_tokens // length
-    micro_batch = max(1, wanted // multiple) * multiple
-    return rows_lib.pack(samples, length=length, micro_batch=micro_batch)
+    return rows_lib.pack(
+      samples,
+      length=length,
+      micro_batch=self.settings.micro_batch_tokens // length,
+      multiple=self._multiple,
+    )
 
   def recompute(
     self, variables, samples: Sequence[sample_lib.Sample], reference=None
@@ -295,12 +289,12 @@ class Updater:
       reads = counted & (advantages != 0)
       # Moments decay and weights too: a step is taken all the same.
       reads = reads if reads.any() else counted
-    chosen = np.flatnonzero(reads)
+    chosen = np.flatnonzero(reads).tolist()
     packed = self.pack([samples[i] for i in chosen])
     size = _power_of_two(len(samples))
     length = np.zeros(size, np.int32)
     # In the order of what is read, then the rest, which only count.
-    order = np.concatenate([chosen, np.flatnonzero(counted & ~reads)])
+    order = [*chosen, *np.flatnonzero(counted & ~reads).tolist()]
     length[: len(order)] = [len(samples[i].tokens) for i in order]
     padded = np.zeros(size, np.float32)
     padded[: len(order)] = advantages[order]
@@ -328,72 +322,11 @@ class Updater:
 
   def refused(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """The state after a step that was not taken: counted as skipped."""
-    return _refused(state)
-
-  def learn(
-    self,
-    state: state_lib.TrainState,
-    samples: Sequence[sample_lib.Sample],
-    advantages: np.ndarray,
-    recomputed: Recomputed,
-    *,
-    counted: np.ndarray | None = None,
-    learning_rates: Sequence[float],
-    mini_batches: int = 1,
-    epochs: int = 1,
-    seed: int = 0,
-  ) -> tuple[state_lib.TrainState, list[dict[str, float]]]:
-    """All steps of a rollout.
-
-    Args:
-      state: of training; its arrays are given up.
-      samples: N answers.
-      advantages: float32 [N].
-      recomputed: of `recompute`. If it refuses, so does this: every step is
-        counted as skipped.
-      counted: bool [N], of `update`.
-      learning_rates: of each of the `mini_batches` x `epochs` steps.
-      mini_batches: into how many parts the answers are shuffled anew in each
-        epoch.
-      epochs: how often each answer is learnt from.
-      seed: of the shuffling.
-
-    Returns:
-      (state, facts of each step).
-
-    Raises:
-      ValueError: there are not as many rates as steps.
-    """
-    steps = mini_batches * epochs
-    if len(learning_rates) != steps:
-      raise ValueError(
-        f"learning_rates of {len(learning_rates)} steps: expected {steps},"
-        f" mini_batches={mini_batches} times epochs={epochs}; give one each"
-      )
-    advantages, counted = _checked(
-      samples, advantages, counted, recomputed.logprobs
+    return state.replace(
+      step=state.step + 1,
+      skipped=state.skipped + 1,
+      skipped_in_a_row=state.skipped_in_a_row + 1,
     )
-    facts = []
-    for number, rate in enumerate(learning_rates):
-      if recomputed.refusal:
-        state = self.refused(state)
-        facts.append({"tokens": 0.0, "finite": 0.0})
-        continue
-      epoch, part = divmod(number, mini_batches)
-      some = shuffled(len(samples), mini_batches, (seed, epoch))[part]
-      state, own = self.update(
-        state,
-        [samples[i] for i in some],
-        advantages[some],
-        {
-          name: [of[i] for i in some]
-          for name, of in recomputed.logprobs.items()
-        },
-        counted=counted[some],
-        learning_rate=rate,
-      )
-      facts.append(own)
-    return state, facts
 
   @property
   def _only_gain(self) -> bool:
@@ -419,23 +352,6 @@ class Updater:
       ),
       tree,
     )
-
-
-def shuffled(n: int, parts: int, seed) -> list[np.ndarray]:
-  """Answers 0 to n - 1 dealt out at random, in `parts` as equal as can be.
-
-  Raises:
-    ValueError: there are fewer answers than parts.
-  """
-  if not 1 <= parts <= n:
-    raise ValueError(
-      f"mini_batches={parts}: expected 1 to {n}, the answers there are; lower"
-      " it"
-    )
-  order = np.arange(n)
-  if parts > 1:
-    order = np.random.default_rng(seed).permutation(n)
-  return [np.sort(part) for part in np.array_split(order, parts)]
 
 
 def _power_of_two(n: int) -> int:
@@ -513,197 +429,3 @@ def _checked(samples, advantages, counted, logprobs):
       " number; do not count an answer without a reward"
     )
   return np.where(counted, advantages, 0.0), counted
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-  """What a program is compiled for."""
-
-  model: deepseek.DeepSeek
-  settings: Settings
-  vocab_size: int | None
-  raw: bool  # the model's own probabilities are compared
-
-  def forward(self, variables, rows, scalars, **kwargs) -> policy.Passed:
-    return policy.forward(
-      self.model,
-      variables,
-      rows,
-      scalars["temperature"],
-      vocab_size=self.vocab_size,
-      chunk=self.settings.vocabulary_chunk,
-      **kwargs,
-    )
-
-
-def _recompute(static: _Static, variables, reference, rows, scalars):
-  """Log-probabilities [M, B, L] by name, and `mismatch.Sums`.
-
-  Args:
-    static: what the program is for.
-    variables: of the policy, or None.
-    reference: of the reference policy, or None.
-    rows: `rows.Rows` of [M, B, L, ...].
-    scalars: `temperature` and int32 `micro_batches`.
-  """
-  correction = static.settings.correction
-
-  def micro(one):
-    found, sums = {}, None
-    if variables is not None:
-      passed = static.forward(
-        variables,
-        one,
-        scalars,
-        replay=static.settings.replay,
-        entropy=True,
-        raw=static.raw,
-      )
-      ours, theirs = passed.scores, one.sampled_logprob
-      if passed.raw is not None:
-        ours, theirs = passed.raw, one.logprob
-      weight, sums = mismatch.compare(ours.logp, theirs, one.mask, correction)
-      found |= {
-        "old": passed.scores.logp,
-        "entropy": passed.scores.entropy,
-        "importance": weight,
-      }
-    if reference is not None:
-      passed = static.forward(reference, one, scalars, replay=False)
-      found["reference"] = passed.scores.logp
-    return found, sums
-
-  def step(i, carry):
-    lists, sums = carry
-    one = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), rows)
-    found, own = micro(one)
-    lists = jax.tree.map(
-      lambda all_, x: lax.dynamic_update_index_in_dim(all_, x, i, 0),
-      lists,
-      found,
-    )
-    if own is not None:
-      most = jnp.maximum(sums.most, own.most)
-      sums = jax.tree.map(jnp.add, sums, own)._replace(most=most)
-    return lists, sums
-
-  first = jax.tree.map(lambda x: x[0], rows)
-  found, sums = jax.eval_shape(micro, first)
-  count = rows.inputs.shape[0]
-  start = (
-    jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), found),
-    jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
-  )
-  with jax.named_scope(step_lib.MICRO_BATCHES):
-    return lax.fori_loop(0, scalars["micro_batches"], step, start)
-
-
-def _step(
-  static: _Static, optimizer, state: state_lib.TrainState, batch, scalars
-):
-  """One step; returns (state, facts), each float32 []."""
-  settings = static.settings
-  divide_by = {
-    "answers": grpo.denominator(scalars["length"], settings.objective),
-    "tokens": _tokens(batch["rows"], scalars),
-  }
-  grad = jax.grad(functools.partial(_loss, static), has_aux=True)
-
-  def micro(one):
-    return grad(state.params, state.router_bias, one, divide_by, scalars)
-
-  grads, facts = step_lib.accumulated(micro, batch, scalars["micro_batches"])
-  bias, more = _biases(settings, state.router_bias, facts.pop("load"))
-  state, taken = step_lib.applied(
-    optimizer, state, grads, facts["loss"], scalars["learning_rate"], bias
-  )
-  tokens = jnp.maximum(facts["tokens"], 1.0)
-  for name in ("kl", "clipped", "ratio", "entropy"):
-    facts[name] = facts[name] / tokens
-  if not settings.objective.entropy_coefficient:
-    del facts["entropy"]
-  if "reference" not in batch:
-    del facts["kl"]
-  return state, facts | more | taken
-
-
-def _tokens(rows: rows_lib.Rows, scalars):
-  """Targets and columns of a whole step: what MTP and balance divide by."""
-  used = jnp.arange(rows.mask.shape[0]) < scalars["micro_batches"]
-
-  def count(x):
-    return jnp.maximum((x.sum((1, 2)) * used).sum(), 1).astype(jnp.float32)
-
-  return {"targets": count(rows.mask), "read": count(rows.segments > 0)}
-
-
-def _loss(static: _Static, params, router_bias, batch, divide_by, scalars):
-  """A micro-batch's share of the loss, and facts that add up."""
-  settings, rows = static.settings, batch["rows"]
-  objective = settings.objective
-  entropy = bool(objective.entropy_coefficient)
-  passed = static.forward(
-    {"params": params, "router_bias": router_bias},
-    rows,
-    scalars,
-    replay=settings.replay,
-    entropy=entropy,
-    mtp=settings.mtp,
-  )
-  answers = grpo.Answers(
-    sequence=rows.sequence,
-    mask=rows.mask,
-    old=batch["old"],
-    reference=batch.get("reference", batch["old"]),
-    importance=batch["importance"],
-    advantage=scalars["advantage"],
-    length=scalars["length"],
-  )
-  loss, facts = grpo.loss(
-    passed.scores.logp,
-    answers,
-    objective,
-    divide_by["answers"],
-    passed.scores.entropy if entropy else None,
-  )
-  facts = {**facts, "load": passed.aux["load"]}
-  total = loss
-  if settings.mtp_weight:
-    if settings.mtp_detached:
-      kernel = lax.stop_gradient(passed.kernel)
-      passed = passed._replace(kernel=kernel)
-    sums = policy.mtp_losses(static.model, passed, rows, rows.mask)
-    facts["mtp_loss"] = sums.mean() / divide_by["tokens"]["targets"]
-    total += settings.mtp_weight * facts["mtp_loss"]
-  if settings.balance_weight:
-    tokens = (rows.segments > 0).sum(1).astype(jnp.float32)
-    weighed = (passed.aux["balance_loss"] * tokens).sum()
-    facts["balance_loss"] = weighed / divide_by["tokens"]["read"]
-    total += settings.balance_weight * facts["balance_loss"]
-  facts["loss"] = loss
-  return total, lax.stop_gradient(facts)
-
-
-def _biases(settings: Settings, router_bias, load):
-  """Router biases after a step, and what `load` [M, E] says of balance."""
-  speed = settings.bias_update_speed
-  if not speed or not load.shape[0]:
-    return router_bias, {}
-  trained = settings.mtp != "none"
-  moved = {
-    name: bias
-    for name, bias in router_bias.items()
-    if trained or not name.startswith("mtp_")
-  }
-  stepped = step_lib.router_biases(moved, load, speed)
-  violation = routing.max_violation(load).max()
-  return {**router_bias, **stepped}, {"max_violation": violation}
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _refused(state: state_lib.TrainState) -> state_lib.TrainState:
-  return state.replace(
-    step=state.step + 1,
-    skipped=state.skipped + 1,
-    skipped_in_a_row=state.skipped_in_a_row + 1,
-  )
