@@ -56,7 +56,8 @@ class Examiner:
     """Holds what every examination has in common.
 
     Args:
-      problems: held out; the first `evaluation.problems` of them are put.
+      problems: held out; the first `evaluation.problems` of them are put, of
+        those that a rule can decide.
       evaluation: how.
       template: of prompts.
       vocabulary: of the policies.
@@ -64,12 +65,13 @@ class Examiner:
       form: where an answer is, for the consensus.
       shown: problems whose first answers are handed out.
     """
-    if not problems:
+    told = [problem for problem in problems if problem.kind != "open"]
+    if not told:
       raise ValueError(
-        "problems: expected at least one held-out problem; give"
-        " held_out_files, or generated ones"
+        "problems: expected at least one held-out problem that a rule can"
+        " decide; give held_out_files, or generated ones"
       )
-    self._problems = list(problems)[: evaluation.problems or None]
+    self._problems = told[: evaluation.problems or None]
     self._evaluation, self._template = evaluation, template
     self._vocabulary, self._grader = vocabulary, grader
     self._form: response.Form = form

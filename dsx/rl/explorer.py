@@ -66,7 +66,6 @@ class _Groups(NamedTuple):
   samples: list[list[sample_lib.Sample]]
   rewards: np.ndarray
   counted: np.ndarray
-  right: np.ndarray
   parts: dict[str, np.ndarray]
   texts: list[str]
   seconds: tuple[float, float]
@@ -177,7 +176,7 @@ class Explorer:
     )
     counted = grades.counted
     total = np.where(counted, grades.total, 0.0).astype(np.float32)
-    parts = {name: np.nan_to_num(x) for name, x in grades.parts.items()}
+    parts = dict(grades.parts)
     if run.overlong_margin:
       parts["overlong"] = run.overlong_penalty * np.asarray(
         advantages.overlong_penalty(
@@ -192,7 +191,6 @@ class Explorer:
       samples=[samples[i : i + size] for i in range(0, len(samples), size)],
       rewards=total.reshape(shape),
       counted=counted.reshape(shape),
-      right=(parts["accuracy"] == 1).reshape(shape),
       parts=parts,
       texts=texts,
       seconds=(drawn - began, time.monotonic() - drawn),
@@ -212,7 +210,6 @@ class Explorer:
         for name in drawn[0].parts
       },
       joined("counted"),
-      joined("right"),
       self._run.group_size,
     )
     texts = [text for groups in drawn for text in groups.texts]

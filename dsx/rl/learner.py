@@ -150,7 +150,7 @@ class Learner:
       run, self.vocabulary, self.roller, grader, self.train, self.general
     )
     self.examiner = None
-    if self.held_out:
+    if any(problem.kind != "open" for problem in self.held_out):
       self.examiner = examiner_lib.Examiner(
         self.held_out,
         evaluation=run.evaluation,

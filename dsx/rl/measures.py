@@ -32,6 +32,7 @@ from `alarms.py`.
 """
 
 from collections.abc import Sequence
+import math
 
 import numpy as np
 
@@ -60,37 +61,43 @@ def of_rewards(
   total: np.ndarray,
   parts: dict[str, np.ndarray],
   counted: np.ndarray,
-  right: np.ndarray,
   group_size: int,
 ) -> dict[str, float]:
   """Means of rewards, and how many groups teach something.
 
   Args:
     total: float [N], groups beside each other.
-    parts: float [N] by name.
+    parts: float [N] by name, NaN where an answer has no such part; `accuracy`
+      among them, 1 for right answers, NaN where no rule can tell.
     counted: bool [N], answers that were graded.
-    right: bool [N].
     group_size: G.
   """
 
-  def mean(values) -> float:
-    return float(values[counted].mean()) if counted.any() else 0.0
+  def mean(values: np.ndarray) -> float:
+    values = values[counted & ~np.isnan(values)]
+    return float(values.mean()) if values.size else math.nan
 
-  groups = total.reshape(-1, group_size)
+  accuracy = parts["accuracy"]
   among = counted.reshape(-1, group_size)
-  known = among.any(1)
+  told = (counted & ~np.isnan(accuracy)).reshape(-1, group_size)
+  right = (counted & (accuracy == 1)).reshape(-1, group_size)
+  groups = total.reshape(-1, group_size)
   low = np.where(among, groups, np.inf).min(1)
   high = np.where(among, groups, -np.inf).max(1)
-  equal = known & (high - low <= 1e-5 * np.maximum(np.abs(high), 1.0))
-  hits = (right & counted).reshape(-1, group_size)
-  n = max(int(known.sum()), 1)
+  equal = high - low <= 1e-5 * np.maximum(np.abs(high), 1.0)
+
+  def share(of: np.ndarray, all_groups: np.ndarray) -> float:
+    n = int(all_groups.sum())
+    return float((of & all_groups).sum() / n) if n else math.nan
+
+  known = np.any(told, axis=1)
   return {
     "reward": mean(total),
     **{f"reward_{name}": mean(values) for name, values in parts.items()},
-    "pass_1": mean(right.astype(np.float64)),
-    "pass_k": float(hits.any(1).sum() / n),
-    "zero_std": float(equal.sum() / n),
-    "all_right": float((known & np.all(hits | ~among, axis=1)).sum() / n),
-    "all_wrong": float((known & ~np.any(hits, axis=1)).sum() / n),
+    "pass_1": mean(accuracy),
+    "pass_k": share(np.any(right, axis=1), known),
+    "zero_std": share(equal, np.any(among, axis=1)),
+    "all_right": share(np.all(right | ~told, axis=1), known),
+    "all_wrong": share(~np.any(right, axis=1), known),
     "errors": float(1.0 - counted.mean()),
   }

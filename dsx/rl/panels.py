@@ -19,6 +19,7 @@ _PARTS = (
   ("reward_accuracy", canvas.GREEN),
   ("reward_format", canvas.ORANGE),
   ("reward_language", canvas.PURPLE),
+  ("reward_preference", canvas.RED),
   ("reward_length", canvas.SKY),
   ("reward_overlong", canvas.SKY),
   ("reward_repetition", canvas.GREY),
