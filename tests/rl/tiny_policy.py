@@ -42,7 +42,8 @@ def model() -> deepseek.DeepSeek:
 
 
 @functools.cache
-def _start(seed: int):
+def start(seed: int) -> state_lib.TrainState:
+  """A first state, on the host."""
   boxed = state_lib.abstract(model(), PLAIN)
   mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
   placement = state_lib.shardings(boxed, sharding_lib.Sharding(), mesh)
@@ -52,7 +53,7 @@ def _start(seed: int):
 
 def state(seed: int = 0) -> state_lib.TrainState:
   """A fresh copy, on one device."""
-  return jax.tree.map(jnp.asarray, _start(seed))
+  return jax.tree.map(jnp.asarray, start(seed))
 
 
 def variables(seed: int = 0) -> dict:
@@ -79,8 +80,10 @@ def _run():
 
 
 def table(logits, temperature: float = TEMPERATURE):
-  """Log-probabilities of all tokens."""
-  return jax.nn.log_softmax(logits / temperature, axis=-1)
+  """Log-probabilities of all tokens, in numpy."""
+  warm = np.asarray(logits, np.float64) / temperature
+  warm -= warm.max(-1, keepdims=True)
+  return warm - np.log(np.exp(warm).sum(-1, keepdims=True))
 
 
 def logits(variables, samples):

@@ -18,9 +18,10 @@ from dsx.rl import update
 from tests.rl import tiny_policy
 
 _OBJECTIVE = objective.Objective(kl_coefficient=0.3)
-_SETTINGS = update.Settings(objective=_OBJECTIVE)
+# Two micro-batches of two rows, whichever answers are read.
+_SETTINGS = update.Settings(objective=_OBJECTIVE, micro_batch_tokens=128)
 # Nothing but the gain counts.
-_GAIN = update.Settings(objective=objective.Objective(kl="none"))
+_GAIN = dataclasses.replace(_SETTINGS, objective=objective.Objective(kl="none"))
 _ADVANTAGES = np.random.default_rng(1).normal(size=12).astype(np.float32)
 
 
@@ -166,7 +167,8 @@ class UpdateTest(parameterized.TestCase):
       (found, _), _ = tiny_policy.logits(variables_, samples)
       total = 0.0
       for i, s in enumerate(samples):
-        rows = tiny_policy.of_answer(s, tiny_policy.table(found[i]))
+        own = tiny_policy.of_answer(s, found[i]) / tiny_policy.TEMPERATURE
+        rows = jax.nn.log_softmax(own)
         logp = rows[np.arange(len(s.tokens)), s.tokens]
         ratio = jnp.exp(logp - _recomputed().logprobs["old"][i])
         gain = jnp.minimum(
@@ -178,7 +180,8 @@ class UpdateTest(parameterized.TestCase):
         total += (o.kl_coefficient * kl - gain).mean()
       return total / len(samples)
 
-    expected, grads = jax.value_and_grad(loss)(variables["params"])
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    expected, grads = value_and_grad(variables["params"])
     np.testing.assert_allclose(self.facts["loss"], expected, rtol=1e-5)
     self.assertGreater(_largest(grads), 1e-2)
     chex.assert_trees_all_close(self.grads, grads, rtol=1e-3, atol=2e-6)
@@ -188,8 +191,8 @@ class UpdateTest(parameterized.TestCase):
     self.assertGreater(np.abs(router).max(), 1e-4)
 
   @parameterized.named_parameters(
-    ("a_row_at_a_time", {"micro_batch_tokens": 1}),
-    ("an_answer_a_row", {"row_length": 22, "micro_batch_tokens": 100}),
+    ("all_at_once", {"micro_batch_tokens": 4096}),
+    ("an_answer_a_row", {"row_length": 22, "micro_batch_tokens": 1}),
   )
   def test_layout_does_not_matter(self, changes):
     settings = dataclasses.replace(_SETTINGS, **changes)
