@@ -1,7 +1,7 @@
 """A whole run, and runs that are disturbed in every way and end as it did.
 
 The reference is one undisturbed run with several updates to a rollout, a
-reference that is renewed, MTP and balance losses and router biases on. It keeps
+reference that is renewed, a balance loss and router biases that move. It keeps
 every checkpoint, so that other tests go on from the middle of it.
 """
 

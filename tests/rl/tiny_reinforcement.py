@@ -29,18 +29,22 @@ from dsx.training import workdir as workdir_lib
 from tests.training import tiny
 
 STEPS = 7
+_MAKE = mesh.make
 _CLOCK = ("seconds", "tokens_per_second")
 
 
 def run(**changes) -> reinforcement.Reinforcement:
-  """Three updates to a rollout, a new reference every three, all switches on.
+  """Three updates to a rollout, a new reference every three.
 
   Args:
     **changes: fields of `Reinforcement`.
   """
   fields = {
     "config": tiny.model_config(
-      vocab_size=320, num_hidden_layers=1, first_k_dense_replace=0
+      vocab_size=320,
+      num_hidden_layers=1,
+      first_k_dense_replace=0,
+      num_nextn_predict_layers=0,
     ),
     "problems": exercises.Exercises(
       generated=(arithmetic.Generated(digits=1, train=40, held_out=4),)
@@ -51,7 +55,6 @@ def run(**changes) -> reinforcement.Reinforcement:
     ),
     "update": update.Settings(
       objective=objective.Objective(kl_coefficient=0.01),
-      mtp_weight=0.1,
       balance_weight=0.001,
       bias_update_speed=0.001,
       micro_batch_tokens=512,
@@ -80,9 +83,8 @@ def run(**changes) -> reinforcement.Reinforcement:
 
 def one_device():
   """A context in which there is one, so that programs are small."""
-  make = mesh.make
   return mock.patch.object(
-    mesh, "make", lambda shape, _=None: make(shape, jax.devices()[:1])
+    mesh, "make", lambda shape, _=None: _MAKE(shape, jax.devices()[:1])
   )
 
 
