@@ -22,7 +22,7 @@ import math
 import time
 from typing import NamedTuple
 
-from dsx.models import config as config_lib
+from dsx.models import dense_config
 
 _MATMUL_SIZE = 2048  # large enough to reach the best rate of a CPU
 _MATMUL_SECONDS = 0.4  # long enough to find a quiet moment on a busy machine
@@ -58,7 +58,7 @@ class Parameters:
     return sum(dataclasses.astuple(self))
 
 
-def parameters_by_part(config: config_lib.DeepSeekConfig) -> Parameters:
+def parameters_by_part(config: dense_config.Config) -> Parameters:
   """The main model's parameters by part (without the MTP modules)."""
   c = config
   expert = 3 * c.hidden_size * c.moe_intermediate_size
@@ -72,11 +72,11 @@ def parameters_by_part(config: config_lib.DeepSeekConfig) -> Parameters:
     shared_experts=c.num_moe_layers * c.n_shared_experts * expert,
     router=c.num_moe_layers * _router(c),
     norms=(2 * c.num_hidden_layers + 1) * c.hidden_size,
-    lm_head=table,
+    lm_head=0 if _is_tied(c) else table,
   )
 
 
-def parameters(config: config_lib.DeepSeekConfig) -> int:
+def parameters(config: dense_config.Config) -> int:
   """Parameters of the main model, router biases included, without MTP.
 
   671,026,419,200 for DeepSeek-V3.
@@ -84,7 +84,7 @@ def parameters(config: config_lib.DeepSeekConfig) -> int:
   return parameters_by_part(config).total
 
 
-def mtp_parameters(config: config_lib.DeepSeekConfig) -> int:
+def mtp_parameters(config: dense_config.Config) -> int:
   """Parameters of all MTP modules, without the embedding and head they share.
 
   A module has two norms, the projection of both inputs, one MoE layer and a
@@ -100,7 +100,7 @@ def mtp_parameters(config: config_lib.DeepSeekConfig) -> int:
 
 
 def active_parameters(
-  config: config_lib.DeepSeekConfig, *, embedding: bool = True
+  config: dense_config.Config, *, embedding: bool = True
 ) -> int:
   """Parameters that one token passes through in the main model.
 
@@ -111,12 +111,12 @@ def active_parameters(
   """
   parts = parameters_by_part(config)
   idle = config.n_routed_experts - config.num_experts_per_tok
-  unused = parts.experts // config.n_routed_experts * idle
+  unused = parts.experts // max(config.n_routed_experts, 1) * idle
   return parts.total - unused - (0 if embedding else parts.embedding)
 
 
 def flops_per_token(
-  config: config_lib.DeepSeekConfig,
+  config: dense_config.Config,
   sequence_length: int,
   mtp: bool = False,
   causal: bool = True,
@@ -154,13 +154,16 @@ def flops_per_token(
 
 
 def cache_bytes_per_token(
-  config: config_lib.DeepSeekConfig, bytes_per_value: int = 2
+  config: dense_config.Config, bytes_per_value: int = 2
 ) -> int:
   """Bytes that generation keeps for one token: latent and rotary key.
 
   70,272 for DeepSeek-V3 in bfloat16 (section 2.1.1).
   """
-  values = config.kv_lora_rank + config.qk_rope_head_dim
+  if isinstance(config, dense_config.DenseConfig):
+    values = 2 * config.num_key_value_heads * config.head_dim
+  else:
+    values = config.kv_lora_rank + config.qk_rope_head_dim
   return config.num_hidden_layers * values * bytes_per_value
 
 
@@ -185,7 +188,7 @@ class Memory:
 
 
 def memory(
-  config: config_lib.DeepSeekConfig,
+  config: dense_config.Config,
   *,
   shards: int = 1,
   optimizer_shards: int | None = None,
@@ -341,8 +344,14 @@ def measure_peak_flops() -> float:
   return 2.0 * _MATMUL_SIZE**3 / best
 
 
-def _attention(config: config_lib.DeepSeekConfig) -> int:
-  """Parameters of one MLA: its matrices and the norms of its latents."""
+def _attention(config: dense_config.Config) -> int:
+  """Parameters of one attention: its matrices, and norms and biases in it."""
+  if isinstance(config, dense_config.DenseConfig):
+    c = config
+    width = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+    biases = width if c.attention_bias else 0
+    norms = 2 * c.head_dim if c.qk_norm else 0
+    return _attention_matrices(c) + biases + norms
   return (
     _attention_matrices(config)
     + (config.q_lora_rank or 0)
@@ -350,9 +359,12 @@ def _attention(config: config_lib.DeepSeekConfig) -> int:
   )
 
 
-def _attention_matrices(config: config_lib.DeepSeekConfig) -> int:
-  """Entries of one MLA's matrices, which are also its multiplications."""
+def _attention_matrices(config: dense_config.Config) -> int:
+  """Entries of one attention's matrices, also its multiplications."""
   c = config
+  if isinstance(c, dense_config.DenseConfig):
+    heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads
+    return c.hidden_size * heads * c.head_dim
   queries = c.num_attention_heads * c.qk_head_dim
   if c.q_lora_rank is None:
     query = c.hidden_size * queries
@@ -364,7 +376,13 @@ def _attention_matrices(config: config_lib.DeepSeekConfig) -> int:
   return query + compress + c.kv_lora_rank * expand + output
 
 
-def _router(config: config_lib.DeepSeekConfig) -> int:
+def _is_tied(config: dense_config.Config) -> bool:
+  """Whether the embedding is the output head, too."""
+  dense = isinstance(config, dense_config.DenseConfig)
+  return dense and config.tie_word_embeddings
+
+
+def _router(config: dense_config.Config) -> int:
   """Affinity vectors and selection biases of one MoE layer."""
   biases = config.n_routed_experts if config.has_router_bias else 0
   return config.hidden_size * config.n_routed_experts + biases

@@ -1,4 +1,6 @@
-"""DeepSeek-V2 and V3 checkpoints in Hugging Face's layout, to dsx and back.
+"""Checkpoints in Hugging Face's layout, to dsx and back: DeepSeek's and dense.
+
+DeepSeek-V2 and V3; Qwen2, Qwen3 and Llama (`models/dense.py`).
 
 `load` reads a folder of `config.json` and `*.safetensors`, tensor by tensor,
 without torch or transformers; `save` writes one that both, and DeepSeek's own
@@ -25,7 +27,7 @@ from dsx.convert import name_map
 from dsx.convert import placement
 from dsx.convert import tensor_source
 from dsx.convert import variables_source
-from dsx.models import config as config_lib
+from dsx.models import language_model
 from dsx.ops import block_scaled
 from dsx.parallel import sharding as sharding_lib
 
@@ -61,7 +63,7 @@ def load(
     progress: called with bytes read, bytes in all and a tensor's name.
 
   Returns:
-    (config, variables) for `models.deepseek.DeepSeek`: `variables` holds
+    (config, variables) for `models.language_model.build`: `variables` holds
     `params`, and `router_bias` if the model has one. The config counts the
     MTP modules that were loaded.
 
@@ -191,7 +193,7 @@ def _filled_fp8(leaf: name_map.Leaf, how, reader: _Reader):
 
 def save(
   path,
-  config: config_lib.DeepSeekConfig,
+  config: language_model.Config,
   variables,
   *,
   dtype: str = "float32",

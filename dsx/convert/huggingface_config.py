@@ -1,4 +1,6 @@
-"""`config.json` of a DeepSeek checkpoint, to and from `DeepSeekConfig`.
+"""`config.json` of a checkpoint, to and from a config.
+
+Of Qwen's and Llama's, see `huggingface_dense`. Of DeepSeek's:
 
 The field names are the same; what differs is where rotary settings are kept
 (`rope_theta` and `rope_scaling` in DeepSeek's files, `rope_parameters` in
@@ -13,15 +15,17 @@ transformers do not say `sigmoid`), and two conventions of DeepSeek's code:
 """
 
 import dataclasses
-import math
 import pathlib
-import sys
 from typing import Any
 
 from absl import logging
 
+from dsx.convert import config_fields
 from dsx.convert import folder as folder_lib
+from dsx.convert import huggingface_dense
 from dsx.models import config as config_lib
+from dsx.models import dense_config
+from dsx.models import language_model
 
 V2, V3 = "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"
 
@@ -32,7 +36,6 @@ _INTEGERS = (
   "num_experts_per_tok max_position_embeddings"
 ).split()
 _FLOATS = ("routed_scaling_factor", "rms_norm_eps", "initializer_range")
-_LARGEST = 2**31 - 1  # of any size; JAX has no integers beyond
 # Null (or absence, but for q_lora_rank) means the value given here.
 _OPTIONAL_INTEGERS = {
   "n_shared_experts": 0,
@@ -60,62 +63,26 @@ _ROPE_DEFAULTS = {
 }
 
 
-class _Fields:
-  """The fields of one file, read with checks that name the file."""
-
-  def __init__(self, path: pathlib.Path, raw: dict):
-    self.path = path
-    self.raw = raw
-
-  def fail(self, field: str, expected: str, remedy: str):
-    shown = f"={self.raw[field]!r}" if field in self.raw else " is missing"
-    raise ValueError(
-      f"{self.path}: {field}{shown}: expected {expected}; {remedy}"
-    )
-
-  def integer(self, field: str) -> int:
-    value = self.raw.get(field)
-    if not isinstance(value, int) or isinstance(value, bool):
-      self.fail(field, "an integer", "give the checkpoint's own config.json")
-    if abs(value) > _LARGEST:
-      self.fail(field, f"at most {_LARGEST}", "fix it")
-    return value
-
-  def number(self, field: str) -> float:
-    value = self.raw.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      self.fail(field, "a number", "give the checkpoint's own config.json")
-    if abs(value) > sys.float_info.max or not math.isfinite(value):
-      self.fail(
-        field, "a finite number", "give the checkpoint's own config.json"
-      )
-    return float(value)
-
-  def choice(self, field: str, choices: tuple, default=None):
-    value = self.raw.get(field)
-    value = default if value is None else value
-    if value not in choices:
-      expected = " or ".join(map(repr, choices))
-      self.fail(field, expected, "dsx has no other form of it")
-    return choices[choices.index(value)]
-
-
-def read(folder: pathlib.Path) -> config_lib.DeepSeekConfig:
+def read(folder: pathlib.Path) -> language_model.Config:
   """Reads `config.json`.
 
   Args:
     folder: the checkpoint folder.
 
   Returns:
-    The config; MTP modules are counted as the file says, whether or not the
-    checkpoint holds them.
+    The config, of a DeepSeek or a dense model; MTP modules are counted as the
+    file says, whether or not the checkpoint holds them.
 
   Raises:
     ValueError: if the architecture is another one, or a field is missing, of
       the wrong type or has a value that dsx does not implement.
   """
   path = folder / folder_lib.CONFIG
-  fields = _Fields(path, folder_lib.read_json(folder, folder_lib.CONFIG))
+  fields = config_fields.Fields(
+    path, folder_lib.read_json(folder, folder_lib.CONFIG)
+  )
+  if huggingface_dense.is_dense(fields):
+    return huggingface_dense.read(fields)
   architecture = _architecture(fields)
   for field, value in _FIXED.items():
     fields.choice(field, (value,), default=value)
@@ -138,23 +105,22 @@ def read(folder: pathlib.Path) -> config_lib.DeepSeekConfig:
     raise ValueError(f"{path}: {error}") from error
 
 
-def _architecture(fields: _Fields) -> str:
+def _architecture(fields: config_fields.Fields) -> str:
   names = fields.raw.get("architectures")
   if names not in ([V2], [V3]):
-    fields.fail(
-      "architectures", f"[{V2!r}] or [{V3!r}]", "dsx loads no other model"
-    )
+    known = " or ".join(f"[{n!r}]" for n in (V2, V3, *huggingface_dense.NAMES))
+    fields.fail("architectures", known, "dsx loads no other model")
   return names[0]
 
 
-def _query_rank(fields: _Fields) -> int | None:
+def _query_rank(fields: config_fields.Fields) -> int | None:
   # No default: V2 has a rank, V2-Lite says null, and silence is ambiguous.
   if "q_lora_rank" in fields.raw and fields.raw["q_lora_rank"] is None:
     return None
   return fields.integer("q_lora_rank")
 
 
-def _routing(fields: _Fields, architecture: str) -> dict:
+def _routing(fields: config_fields.Fields, architecture: str) -> dict:
   normalised = fields.choice("norm_topk_prob", (True, False))
   if architecture == V3:
     return {
@@ -180,7 +146,9 @@ def _routing(fields: _Fields, architecture: str) -> dict:
   return values
 
 
-def _rope(fields: _Fields) -> tuple[float, config_lib.RopeScaling | None]:
+def _rope(
+  fields: config_fields.Fields,
+) -> tuple[float, config_lib.RopeScaling | None]:
   """(theta, scaling), from `rope_parameters` or the two older fields."""
   new = fields.raw.get("rope_parameters")
   if new is None:
@@ -191,17 +159,19 @@ def _rope(fields: _Fields) -> tuple[float, config_lib.RopeScaling | None]:
     fields.fail(
       "rope_scaling", "the same as rope_parameters", "remove one of them"
     )
-  nested = _Fields(fields.path / "rope_parameters", new)
+  nested = config_fields.Fields(fields.path / "rope_parameters", new)
   return nested.number("rope_theta"), scaling
 
 
-def _scaling(fields: _Fields, field: str) -> config_lib.RopeScaling | None:
+def _scaling(
+  fields: config_fields.Fields, field: str
+) -> config_lib.RopeScaling | None:
   raw = fields.raw.get(field)
   if raw is None:
     return None
   if not isinstance(raw, dict):
     fields.fail(field, "an object or null", "fix it")
-  nested = _Fields(fields.path / field, raw)
+  nested = config_fields.Fields(fields.path / field, raw)
   kinds = [raw[key] for key in ("type", "rope_type") if key in raw]
   if kinds and all(kind == "default" for kind in kinds):
     return None
@@ -223,8 +193,8 @@ def _scaling(fields: _Fields, field: str) -> config_lib.RopeScaling | None:
   )
 
 
-def to_json(config: config_lib.DeepSeekConfig, dtype: str) -> dict:
-  """`config.json` of a config, as DeepSeek writes it.
+def to_json(config: language_model.Config, dtype: str) -> dict:
+  """`config.json` of a config, as its model's makers write it.
 
   Args:
     config: the model.
@@ -236,6 +206,8 @@ def to_json(config: config_lib.DeepSeekConfig, dtype: str) -> dict:
   Raises:
     ValueError: if neither architecture can express the config.
   """
+  if isinstance(config, dense_config.DenseConfig):
+    return huggingface_dense.to_json(config, dtype)
   architecture = _architecture_of(config)
   values = dataclasses.asdict(config)
   scaling = values.pop("rope_scaling")

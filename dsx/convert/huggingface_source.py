@@ -16,7 +16,8 @@ from dsx.convert import name_map
 from dsx.convert import row_chunks
 from dsx.convert import safetensors
 from dsx.convert import tensor_source
-from dsx.models import config as config_lib
+from dsx.models import dense_config
+from dsx.models import language_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class HuggingFaceSource:
   """
 
   folder: pathlib.Path
-  config: config_lib.DeepSeekConfig
+  config: language_model.Config
   fields: dict[str, Any]
   stored: Mapping[str, safetensors.Tensor]
   entries: Mapping[str, tensor_source.Entry]
@@ -62,13 +63,12 @@ class HuggingFaceSource:
     return safetensors.read(self.stored[name])
 
   def check_copies(self) -> None:
-    """Refuses MTP modules with an embedding or a head of their own."""
-    for name, original in name_map.copies(self.config).items():
+    """Refuses repeated tensors that are not what they should repeat."""
+    for name, original in name_map.accepted_copies(self.config).items():
       if name in self.stored and not self._equal(name, original):
         raise ValueError(
-          f"{self.folder}: tensor {name!r} is not equal to {original!r}, which "
-          "MTP modules share; converting with --target_format=hf keeps it, "
-          "loading with mtp=False leaves it out"
+          f"{self.folder}: tensor {name!r} is not equal to {original!r}, "
+          f"which {_remedy(self.config)}"
         )
 
   def _equal(self, name: str, other: str) -> bool:
@@ -78,6 +78,18 @@ class HuggingFaceSource:
       np.array_equal(safetensors.read(one, rows), safetensors.read(two, rows))
       for rows in row_chunks.row_chunks(one.shape)
     )
+
+
+def _remedy(config: language_model.Config) -> str:
+  if isinstance(config, dense_config.DenseConfig):
+    return (
+      "it repeats where config.json has tie_word_embeddings=true; set that to "
+      "false"
+    )
+  return (
+    "MTP modules share; converting with --target_format=hf keeps it, loading "
+    "with mtp=False leaves it out"
+  )
 
 
 def find(path, *, mtp: bool = True) -> HuggingFaceSource:
@@ -116,7 +128,7 @@ def _check_sizes(folder: pathlib.Path, config) -> None:
     ) from error
 
 
-def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):
+def _settle_mtp(folder, config: language_model.Config, stored, mtp: bool):
   """The config with as many MTP modules as are loaded, and its tensors."""
   first, n = config.num_hidden_layers, config.num_nextn_predict_layers
   layers = {name: name_map.layer_of(name) for name in stored}
@@ -127,7 +139,7 @@ def _settle_mtp(folder, config: config_lib.DeepSeekConfig, stored, mtp: bool):
       f"{folder}: config.json announces {n} MTP module(s), and no tensor is "
       f"named model.layers.{last}.*; fetch all files, or correct config.json"
     )
-  if mtp and (modules or not n):
+  if not n or (mtp and modules):
     return config, stored
   if mtp:
     logging.warning(

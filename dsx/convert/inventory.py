@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dsx.convert import name_map
 from dsx.convert import quantization
 from dsx.convert import tensor_source
-from dsx.models import config as config_lib
+from dsx.models import language_model
 from dsx.ops import block_scaled
 
 READABLE = ("F32", "BF16", "F16")
@@ -30,7 +30,7 @@ def has_fp8(entries: Mapping[str, tensor_source.Entry]) -> bool:
 
 def check(
   place: str,
-  config: config_lib.DeepSeekConfig,
+  config: language_model.Config,
   fields: dict,
   entries: Mapping[str, tensor_source.Entry],
 ) -> None:
@@ -57,7 +57,7 @@ def check(
       if is_fp8(entries, name):
         wanted.add(name + name_map.SCALES)
   by_name = {leaf.pattern: leaf for leaf in leaves if not leaf.stacked}
-  for name, original in name_map.copies(config).items():
+  for name, original in name_map.accepted_copies(config).items():
     if name in entries:
       _check_tensor(name, by_name[original], entries, quantised)
       wanted.add(name)
@@ -68,7 +68,7 @@ def check(
 
 def _missing(place, config, leaves, name: str, entries) -> str:
   expected = sum(leaf.n_pieces for leaf in leaves)
-  others = name_map.copies(config).keys()
+  others = name_map.accepted_copies(config).keys()
   held = sum(
     not found.endswith(name_map.SCALES) for found in entries.keys() - others
   )

@@ -26,8 +26,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsx.models import config as config_lib
-from dsx.models import deepseek
+from dsx.models import dense_config
+from dsx.models import language_model
 from dsx.parallel import sharding
 
 KEEP, TRANSPOSE = "keep", "transpose"
@@ -61,6 +61,14 @@ _BLOCK = (
   ("self_attn/kv_a_layernorm/scale", "self_attn.kv_a_layernorm.weight", KEEP),
   ("self_attn/kv_b_proj/kernel", "self_attn.kv_b_proj.weight", TRANSPOSE),
   ("self_attn/o_proj/kernel", "self_attn.o_proj.weight", TRANSPOSE),
+  # Of dense models.
+  ("self_attn/k_proj/kernel", "self_attn.k_proj.weight", TRANSPOSE),
+  ("self_attn/v_proj/kernel", "self_attn.v_proj.weight", TRANSPOSE),
+  ("self_attn/q_proj/bias", "self_attn.q_proj.bias", KEEP),
+  ("self_attn/k_proj/bias", "self_attn.k_proj.bias", KEEP),
+  ("self_attn/v_proj/bias", "self_attn.v_proj.bias", KEEP),
+  ("self_attn/q_norm/scale", "self_attn.q_norm.weight", KEEP),
+  ("self_attn/k_norm/scale", "self_attn.k_norm.weight", KEEP),
   *(
     (f"mlp/{owner}{matrix}/kernel", f"mlp.{dotted}{matrix}.weight", TRANSPOSE)
     for owner, dotted in (("", ""), ("shared_experts/", "shared_experts."))
@@ -142,6 +150,7 @@ class Leaf(NamedTuple):
     nor the router, the norms, and what joins an MTP module to the model.
     """
     matrix = "_proj" in self.path[-1] or "_proj" in self.path[-2]
+    matrix = matrix and self.path[-1] != "bias"
     return matrix and self.path[-2] != "eh_proj"
 
   def pieces(self) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -167,7 +176,7 @@ def _indices(shape) -> Iterator[tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=8)
 def leaves(
-  config: config_lib.DeepSeekConfig, layout: str = STACKED
+  config: language_model.Config, layout: str = STACKED
 ) -> tuple[Leaf, ...]:
   """All parameters of the model that `config` describes.
 
@@ -179,7 +188,7 @@ def leaves(
     return tuple(
       part for leaf in leaves(config) for part in _of_each_layer(leaf)
     )
-  model = deepseek.DeepSeek(config)
+  model = language_model.build(config)
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
   boxes = jax.tree_util.tree_leaves_with_path(
@@ -253,7 +262,7 @@ def layer_of(name: str) -> int | None:
   return None if match is None else int(match.group(1))
 
 
-def copies(config: config_lib.DeepSeekConfig) -> dict[str, str]:
+def copies(config: language_model.Config) -> dict[str, str]:
   """Tensors that MTP layers repeat in a file, each with its original."""
   first = config.num_hidden_layers
   return {
@@ -263,8 +272,21 @@ def copies(config: config_lib.DeepSeekConfig) -> dict[str, str]:
   }
 
 
+def accepted_copies(config: language_model.Config) -> dict[str, str]:
+  """Tensors that a file may repeat, each with its original.
+
+  They are those of `copies`, and the output head of a dense model whose
+  embedding is its head: files have it or not.
+  """
+  found = copies(config)
+  if isinstance(config, dense_config.DenseConfig):
+    if config.tie_word_embeddings:
+      found["lm_head.weight"] = "model.embed_tokens.weight"
+  return found
+
+
 @functools.lru_cache(maxsize=8)
-def linear(config: config_lib.DeepSeekConfig) -> frozenset[str]:
+def linear(config: language_model.Config) -> frozenset[str]:
   """Names of the matrices of linear layers, which can be FP8."""
   return frozenset(
     name

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dsx.models import config as config_lib
+from dsx.models import language_model
 
 
 class Entry(NamedTuple):
@@ -48,7 +48,7 @@ class TensorSource(Protocol):
     ...
 
   @property
-  def config(self) -> config_lib.DeepSeekConfig:
+  def config(self) -> language_model.Config:
     """The model; MTP modules are counted as `entries` lists them."""
     ...
 

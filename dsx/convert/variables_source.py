@@ -12,7 +12,7 @@ from dsx.convert import name_map
 from dsx.convert import quantization
 from dsx.convert import safetensors
 from dsx.convert import tensor_source
-from dsx.models import config as config_lib
+from dsx.models import language_model
 from dsx.ops import block_scaled
 from dsx.parallel import sharding
 
@@ -22,7 +22,7 @@ _WIDE = {"F64": np.dtype(np.float32)}  # no format of weights is wider
 class VariablesSource:
   """`params` and `router_bias`, cut into tensors; see `tensor_source`."""
 
-  def __init__(self, config: config_lib.DeepSeekConfig, variables):
+  def __init__(self, config: language_model.Config, variables):
     """Checks that they are the config's.
 
     Args:
@@ -57,7 +57,7 @@ class VariablesSource:
     return None
 
   @property
-  def config(self) -> config_lib.DeepSeekConfig:
+  def config(self) -> language_model.Config:
     """The model."""
     return self._config
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches
 from dsx.training import losses
@@ -36,7 +36,7 @@ class TextScore:
   tokens: int
 
 
-def sums(model: deepseek.DeepSeek, params, router_bias, batch, token_bytes):
+def sums(model: language_model.Model, params, router_bias, batch, token_bytes):
   """Sums over one batch, from which scores are made.
 
   Args:

@@ -1,5 +1,6 @@
 """Continuing a text: what lies between a prompt and `uncached`."""
 
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ from dsx.data import vocab as vocab_lib
 from dsx.inference import decoding
 from dsx.inference import sampling
 from dsx.inference import uncached
-from dsx.models import deepseek
+from dsx.models import language_model
 
 
 class Completion(NamedTuple):
@@ -38,7 +39,7 @@ def prompt_tokens(vocabulary: vocab_lib.Vocabulary, prompt: str) -> list[int]:
 
 
 def context_window(
-  model: deepseek.DeepSeek,
+  model: language_model.Model,
   vocabulary: vocab_lib.Vocabulary,
   tokens: list[int],
   window: int | None = None,
@@ -49,9 +50,9 @@ def context_window(
     ValueError: the vocabulary is larger than the model's, the window longer
       than the model's context, or the prompt longer than the window.
   """
-  config = model.config
+  config: Any = model.config
   decoding.check_model(config, vocabulary=vocabulary)
-  longest = config.max_position_embeddings
+  longest: int = config.max_position_embeddings
   window = longest if window is None else window
   if window > longest:
     raise ValueError(
@@ -67,7 +68,7 @@ def context_window(
 
 
 def complete(
-  model: deepseek.DeepSeek,
+  model: language_model.Model,
   variables,
   vocabulary: vocab_lib.Vocabulary,
   prompt: str,

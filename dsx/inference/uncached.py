@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsx.inference import sampling
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.parallel import mesh as mesh_lib
 
 # Contexts are padded to multiples of this, which causality makes invisible,
@@ -67,7 +67,7 @@ def _extend(
 
 
 def generate(
-  model: deepseek.DeepSeek,
+  model: language_model.Model,
   variables,
   prompt: list[int],
   *,

@@ -19,6 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.models import layers
 from dsx.models import mtp
 from dsx.models import transformer
@@ -33,7 +34,7 @@ _HEAD = "lm_head"
 class Embedding(nn.Module):
   """Rows of a [V, D] table."""
 
-  config: config_lib.DeepSeekConfig
+  config: dense_config.Config
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
 
   @nn.compact
@@ -62,7 +63,7 @@ class Embedding(nn.Module):
 class Head(nn.Module):
   """The output head [D, V], shared by the main model and every MTP module."""
 
-  config: config_lib.DeepSeekConfig
+  config: dense_config.Config
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
 
   def setup(self):

@@ -1,10 +1,13 @@
 """The three layers that everything is made of: RMSNorm, Dense and SwiGLU.
 
-No layer has a bias. Weights start normal with `initializer_range` (section
-4.2: 0.006 for all learnable parameters), norm scales at one.
+No layer of DeepSeek's has a bias; Qwen2's attention has. Weights start normal
+with `initializer_range` (section 4.2: 0.006 for all learnable parameters), norm
+scales at one.
 
 Legend (parallel/axes.py): B batch, L length, D model, F feed-forward.
 """
+
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -51,18 +54,20 @@ class RMSNorm(nn.Module):
 
 
 class Dense(nn.Module):
-  """y = x W without a bias, in FP8 where the recipe says so.
+  """y = x W, in FP8 where the recipe says so, and perhaps + b.
 
   Attributes:
     features: width of y.
     names: logical axes of W, (input, output).
     stddev: standard deviation of the initial weights.
+    use_bias: whether there is a bias b, zero at first.
   """
 
   features: int
   names: tuple[str, str]
   stddev: float
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
+  use_bias: bool = False
 
   @property
   def fp8(self) -> fp8_recipe.Linear | None:
@@ -78,6 +83,19 @@ class Dense(nn.Module):
       x: [..., input].
       up: likewise; then the input is silu(x) * up. Of both only FP8 is kept.
     """
+    y = self._multiplied(x, up)
+    if not self.use_bias:
+      return y
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, (self.names[1],)),
+      (self.features,),
+      jnp.dtype(self.dtypes.param),
+    )
+    bias = jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
+    return y + bias
+
+  def _multiplied(self, x, up) -> Any:
     kernel = self.param(
       "kernel",
       nn.with_logical_partitioning(

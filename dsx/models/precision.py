@@ -5,13 +5,13 @@ precision than its author thinks, and no loss would show it; so a run's rules
 are held against the names that its model has.
 """
 
-from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.ops import dtypes as dtypes_lib
 
 _SWIGLU = ("gate_proj", "up_proj", "down_proj")
 
 
-def check(config: config_lib.DeepSeekConfig, dtypes: dtypes_lib.Dtypes) -> None:
+def check(config: dense_config.Config, dtypes: dtypes_lib.Dtypes) -> None:
   """Refuses rules that decide for no part of the model.
 
   Raises:
@@ -21,7 +21,7 @@ def check(config: config_lib.DeepSeekConfig, dtypes: dtypes_lib.Dtypes) -> None:
     dtypes.fp8.check_names(names(config))
 
 
-def names(config: config_lib.DeepSeekConfig) -> tuple[str, ...]:
+def names(config: dense_config.Config) -> tuple[str, ...]:
   """Of everything that a recipe decides for."""
   c = config
   found = ["embed_tokens", "norm", "lm_head"]
@@ -39,9 +39,13 @@ def names(config: config_lib.DeepSeekConfig) -> tuple[str, ...]:
 
 def _block(config, place: str, *, dense: bool) -> list[str]:
   queries = ("q_proj",)
-  if config.q_lora_rank is not None:
-    queries = ("q_a_proj", "q_a_layernorm", "q_b_proj")
-  keys = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
+  if isinstance(config, dense_config.DenseConfig):
+    keys = ("k_proj", "v_proj")
+    keys += ("q_norm", "k_norm") if config.qk_norm else ()
+  else:
+    if config.q_lora_rank is not None:
+      queries = ("q_a_proj", "q_a_layernorm", "q_b_proj")
+    keys = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
   attention = (*queries, *keys, "attention_core", "o_proj")
   if dense:
     feed_forward = _SWIGLU

@@ -8,13 +8,17 @@ Legend (parallel/axes.py): B batch, L length, D model, E experts;
 W width of what is cached.
 """
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from dsx.models import cache
 from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.models import layers
+from dsx.models import mha
 from dsx.models import mla
 from dsx.models import moe
 from dsx.ops import dtypes as dtypes_lib
@@ -36,16 +40,18 @@ SAVED = (
 class Block(nn.Module):
   """One layer: attention, then a dense or an expert feed-forward."""
 
-  config: config_lib.DeepSeekConfig
+  config: dense_config.Config
   dense: bool
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()
   execution: config_lib.Execution = config_lib.Execution()
 
   def setup(self):
     """Declares both halves, each with its norm."""
-    c = self.config
+    c: Any = self.config
     self.input_layernorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
-    self.self_attn = mla.MLA(c, self.dtypes, self.execution)
+    is_dense_model = isinstance(c, dense_config.DenseConfig)
+    attention: Any = mha.MHA if is_dense_model else mla.MLA
+    self.self_attn = attention(c, self.dtypes, self.execution)
     self.post_attention_layernorm = layers.RMSNorm(c.rms_norm_eps, self.dtypes)
     if self.dense:
       width, stddev = c.intermediate_size, c.initializer_range
@@ -123,7 +129,7 @@ def rematerialised(execution: config_lib.Execution):
 class Stack(nn.Module):
   """`length` blocks of one kind, scanned; parameters are [length, ...]."""
 
-  config: config_lib.DeepSeekConfig
+  config: dense_config.Config
   dense: bool
   length: int
   dtypes: dtypes_lib.Dtypes = dtypes_lib.Dtypes()

@@ -5,7 +5,8 @@ and keys alone), section 4.3 (YaRN). DeepSeek's weights hold the two
 coordinates of each rotation side by side (*interleaved*); `rotate` reads them
 so and returns all first coordinates, then all second ones. Queries and keys
 are permuted alike, so their products are DeepSeek's, and this is the one
-place in dsx that knows of the interleaving.
+place in dsx that knows of the interleaving. Dense models have them in halves
+(`rotate_halves`).
 
 Legend (parallel/axes.py): B batch, L length, H heads; R rotary width.
 """
@@ -51,6 +52,25 @@ def frequencies(dim: int, theta: float, scaling=None) -> np.ndarray:
   return mixed.astype(np.float32)
 
 
+def llama3_frequencies(dim: int, theta: float, scaling) -> np.ndarray:
+  """Angular frequencies, stretched as Llama 3.1 does.
+
+  Args:
+    dim: R, rotary width.
+    theta: base of the geometric series.
+    scaling: has the fields of `dense_config.Llama3Scaling`.
+
+  Returns:
+    float32 [R/2], in radians per token.
+  """
+  plain = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+  turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  mixed = plain * kept + plain / scaling.factor * (1 - kept)
+  return mixed.astype(np.float32)
+
+
 def cos_sin(positions, dim: int, theta: float, scaling=None):
   """Cosine and sine of every position's angles.
 
@@ -65,12 +85,23 @@ def cos_sin(positions, dim: int, theta: float, scaling=None):
     its two temperatures, which is 1 in every DeepSeek-V3 configuration.
   """
   inverse = frequencies(dim, theta, scaling)
-  angles = positions.astype(jnp.float32)[..., None] * inverse[None, None, :]
   ratio = 1.0
   if scaling is not None:
     ratio = temperature(scaling.factor, scaling.mscale) / temperature(
       scaling.factor, scaling.mscale_all_dim
     )
+  return turned(positions, inverse, ratio)
+
+
+def turned(positions, inverse: np.ndarray, ratio: float = 1.0):
+  """Cosine and sine, each float32 [B, L, R/2], of positions int32 [B, L].
+
+  Args:
+    positions: token positions.
+    inverse: float32 [R/2], of `frequencies`.
+    ratio: multiplies both.
+  """
+  angles = positions.astype(jnp.float32)[..., None] * inverse[None, None, :]
   return jnp.cos(angles) * ratio, jnp.sin(angles) * ratio
 
 
@@ -95,6 +126,25 @@ def rotate(x, cos, sin):
   cos, sin = cos[:, :, None, :], sin[:, :, None, :]
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def rotate_halves(x, cos, sin):
+  """As `rotate`, of heads whose first half turns with their second.
+
+  So Qwen and Llama keep the coordinates; what comes out is in that order, too.
+
+  Args:
+    x: [B, L, H, R], first coordinates before second ones.
+    cos: float32 [B, L, R/2].
+    sin: float32 [B, L, R/2].
+
+  Returns:
+    [B, L, H, R] in x's dtype.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+  turned_pairs = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned_pairs, axis=-1).astype(x.dtype)
 
 
 def softmax_scale(qk_head_dim: int, scaling=None) -> float:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dsx import cost
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.ops import platforms
 from dsx.parallel import collectives as collectives_lib
 from dsx.parallel import hlo
@@ -132,7 +132,7 @@ def lowered(run: pretraining.Pretraining, topology: topology_lib.Topology):
     (`jax.stages.Lowered`, bytes of the state on one device).
   """
   mesh = mesh_of(run, topology)
-  model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
+  model = language_model.build(run.config, run.dtypes, run.execution)
   optimizer = run.optimizer.transformation()
   with (
     sharding_lib.use(mesh, run.sharding),

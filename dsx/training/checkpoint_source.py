@@ -23,7 +23,7 @@ from dsx.convert import inventory
 from dsx.convert import name_map
 from dsx.convert import safetensors
 from dsx.convert import tensor_source
-from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.training import array_database
 from dsx.training import carried_files
 from dsx.training import checksum
@@ -82,9 +82,9 @@ class CheckpointSource:
     }
 
   @property
-  def config(self) -> config_lib.DeepSeekConfig:
+  def config(self) -> dense_config.Config:
     """The model; a checkpoint holds all of its MTP modules."""
-    return restore.config_of(self.metadata["run"])
+    return restore.any_config_of(self.metadata["run"])
 
   @property
   def fields(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dsx import cost
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.parallel import axes
 from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
@@ -113,7 +113,7 @@ def describe(run: pretraining.Pretraining) -> str:
   mesh = abstract_mesh(run)
   shards = mesh_lib.batch_shards(mesh)
   run.check_batch(shards)
-  model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
+  model = language_model.build(run.config, run.dtypes, run.execution)
   boxed = state_lib.abstract(model, run.optimizer.transformation())
   placement = state_lib.shardings(boxed, run.sharding, mesh)
   state = sharding_lib.unbox(boxed)

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsx.models import config as config_lib
-from dsx.models import deepseek
+from dsx.models import dense_config
+from dsx.models import language_model
 from dsx.ops import fp8_probe
 from dsx.ops import fp8_recipe
 from dsx.parallel import distributed
@@ -84,7 +84,7 @@ def probes(params, recipe: fp8_recipe.Recipe) -> dict:
 
 
 def statistics(
-  model: deepseek.DeepSeek, params, router_bias, batch, scalars
+  model: language_model.Model, params, router_bias, batch, scalars
 ) -> dict:
   """The sums of every FP8 layer over the first micro-batch.
 
@@ -118,7 +118,7 @@ def statistics(
 
 
 def by_layer(
-  config: config_lib.DeepSeekConfig, tree: Mapping[str, Any]
+  config: dense_config.Config, tree: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """The rows of a measurement: the name of each, and its sums [3, WIDTH].
 
@@ -199,7 +199,7 @@ class Health:
   """Measures a run's FP8 layers every so often."""
 
   def __init__(
-    self, model: deepseek.DeepSeek, mesh, *, every: int, total_steps: int
+    self, model: language_model.Model, mesh, *, every: int, total_steps: int
   ):
     """Compiles nothing yet.
 

@@ -13,6 +13,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from dsx.models import deepseek
+from dsx.models import head as head_lib
+from dsx.models import language_model
 from dsx.parallel import axes
 from dsx.training import cross_entropy
 
@@ -55,7 +57,7 @@ def restarted_positions(segment_ids):
   return index - lax.cummax(starts, axis=1)
 
 
-def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
+def token_losses(model: language_model.Model, variables, batch, *, mtp=True):
   """Every token's losses and the model's auxiliary outputs.
 
   Args:
@@ -85,8 +87,7 @@ def token_losses(model: deepseek.DeepSeek, variables, batch, *, mtp=True):
     valid=valid,
     method="features",
   )
-  kernel = variables["params"]["lm_head"]["kernel"]
-  kernel = deepseek.head_kernel(kernel, model.dtypes)
+  kernel = head_lib.kernel(variables["params"], model.dtypes)
   hiddens = (aux["hidden"], *(aux["mtp_hidden"] if mtp else ()))
   nats, masks = [], []
   for depth, hidden in enumerate(hiddens):

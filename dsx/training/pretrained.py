@@ -21,6 +21,7 @@ from dsx.convert import inventory
 from dsx.data import vocab as vocab_lib
 from dsx.models import config as config_lib
 from dsx.models import deepseek
+from dsx.models import dense_config
 from dsx.models import layout as layout_lib
 from dsx.models import placed
 from dsx.ops import block_scaled
@@ -150,7 +151,7 @@ def _of_folder(path, vocabulary, dtype: str) -> Pretrained:
     )
   return Pretrained(
     kind="hugging_face",
-    config=source.config,
+    config=dense_config.only_deepseek(source.config, path),
     dtypes=_dtypes(dtype, dtypes_lib.Dtypes()),
     vocabulary=vocab_lib.load(vocabulary or path),
     window=source.config.max_position_embeddings,
@@ -194,7 +195,8 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
     trained = restore.load(
       path, step=step, average=average, mtp=mtp, mesh=mesh, sharding=sharding
     )
-    config, variables = trained.model.config, dict(trained.variables)
+    config = dense_config.only_deepseek(trained.model.config, path)
+    variables = dict(trained.variables)
     if average:
       variables["params"] = trained.average
     del trained  # or its arrays would stay
@@ -202,7 +204,7 @@ def _of_run(path, step, average, vocabulary, dtype) -> Pretrained:
 
   return Pretrained(
     kind="workdir",
-    config=restore.config_of(identity),
+    config=dense_config.only_deepseek(restore.any_config_of(identity), path),
     dtypes=_dtypes(dtype, restore.dtypes_of(identity)),
     vocabulary=vocab_lib.load(
       vocabulary or workdir_lib.vocabulary(path, identity["data"]["vocabulary"])

@@ -12,6 +12,7 @@ import jax
 
 from dsx.data import pipeline
 from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.models import precision
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import context
@@ -59,7 +60,7 @@ class Pretraining:
     sample_temperature: of the sample.
   """
 
-  config: config_lib.DeepSeekConfig
+  config: dense_config.Config
   data: pipeline.Data
   schedule: schedules.Schedule | epochs.Epochs
   init: start.Start | None = None

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec
 
 from dsx.data import pipeline
 from dsx.models import config as config_lib
-from dsx.models import deepseek
+from dsx.models import dense_config
+from dsx.models import language_model
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.ops import fp8_recipe
@@ -50,7 +51,7 @@ class Trained:
     notes: one line for everything that a person should know.
   """
 
-  model: deepseek.DeepSeek
+  model: language_model.Model
   variables: Any
   average: Any
   data: pipeline.Data
@@ -81,6 +82,15 @@ def checkpoints(path: str | os.PathLike[str]) -> checkpoint_lib.Checkpointer:
 
 
 def config_of(identity: dict) -> config_lib.DeepSeekConfig:
+  """The config of a DeepSeek model in a run's identity; see `any_config_of`.
+
+  Raises:
+    ValueError: it is of a dense model.
+  """
+  return dense_config.only_deepseek(any_config_of(identity), "run.json")
+
+
+def any_config_of(identity: dict) -> dense_config.Config:
   """The model's config in a run's identity (`run.json`).
 
   Raises:
@@ -88,6 +98,12 @@ def config_of(identity: dict) -> config_lib.DeepSeekConfig:
   """
   fields = dict(identity["config"])
   scaling = fields.pop("rope_scaling", None)
+  if "num_key_value_heads" in fields:
+    if scaling is not None:
+      llama = "high_freq_factor" in scaling
+      kind = dense_config.Llama3Scaling if llama else config_lib.RopeScaling
+      scaling = _made(kind, scaling)
+    return _made(dense_config.DenseConfig, {**fields, "rope_scaling": scaling})
   if scaling is not None:
     scaling = _made(config_lib.RopeScaling, scaling)
   return _made(config_lib.DeepSeekConfig, {**fields, "rope_scaling": scaling})
@@ -148,15 +164,15 @@ def load(
     metadata = checkpointer.metadata(step)
     identity = metadata["run"]
     if run is None:
-      config = config_of(identity)
-      if not mtp:
+      config = any_config_of(identity)
+      if not mtp and isinstance(config, config_lib.DeepSeekConfig):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
-      model = deepseek.DeepSeek(config, dtypes_of(identity))
+      model = language_model.build(config, dtypes_of(identity))
       if mesh is None:
         mesh = mesh_lib.make(mesh_lib.MeshShape(), jax.devices()[:1])
       sharding = sharding or sharding_lib.Sharding()
     else:
-      model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
+      model = language_model.build(run.config, run.dtypes, run.execution)
       mesh, sharding = mesh_lib.make(run.mesh), run.sharding
     plain = abstract(model, sharding.parameters, mesh)
     target = {"state": as_stored(plain, metadata.get("stored", {}))}

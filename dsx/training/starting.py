@@ -13,12 +13,13 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from dsx.convert import deepseek as convert
 from dsx.convert import folder as folder_lib
 from dsx.convert import huggingface_source
 from dsx.data import vocab as vocab_lib
-from dsx.models import config as config_lib
+from dsx.models import dense_config
 from dsx.ops import block_scaled
 from dsx.ops import dtypes as dtypes_lib
 from dsx.parallel import sharding as sharding_lib
@@ -56,7 +57,7 @@ class Started:
 
 
 def check(
-  start: start_lib.Start, config: config_lib.DeepSeekConfig, vocabulary: str
+  start: start_lib.Start, config: dense_config.Config, vocabulary: str
 ) -> None:
   """Refuses a start that a run cannot take, before anything is prepared.
 
@@ -81,7 +82,7 @@ def check(
         f"parameters, {path} does not; leave it out"
       )
     name = workdir_lib.vocabulary(path, identity["data"]["vocabulary"])
-    found = restore.config_of(identity)
+    found = restore.any_config_of(identity)
   else:
     found = huggingface_source.find(path).config
     name = str(path)
@@ -91,7 +92,7 @@ def check(
 
 def load(
   start: start_lib.Start,
-  config: config_lib.DeepSeekConfig,
+  config: dense_config.Config,
   dtypes: dtypes_lib.Dtypes,
   *,
   mesh: jax.sharding.Mesh,
@@ -112,9 +113,11 @@ def load(
   path = _path(start)
   mtp = config.num_nextn_predict_layers > 0
   if not restore.is_workdir(path):
-    _, variables = convert.load(
-      path, dtype=dtypes.param, mtp=mtp, mesh=mesh, sharding=sharding
-    )
+    # It fills one device after the other, which a current mesh would forbid.
+    with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
+      _, variables = convert.load(
+        path, dtype=dtypes.param, mtp=mtp, mesh=mesh, sharding=sharding
+      )
     digest = _folder_digest(path)
     return Started(
       variables=_without_surplus(config, variables),
@@ -199,7 +202,7 @@ def _in_dtype(leaf, dtype: str):
   return leaf.astype(dtype)
 
 
-def _without_surplus(config: config_lib.DeepSeekConfig, variables: dict):
+def _without_surplus(config: dense_config.Config, variables: dict):
   """Leaves out MTP modules that the run does not have."""
   kept = {f"mtp_{k}" for k in range(config.num_nextn_predict_layers)}
   return {
@@ -213,10 +216,16 @@ def _without_surplus(config: config_lib.DeepSeekConfig, variables: dict):
 
 
 def _check_config(
-  wanted: config_lib.DeepSeekConfig,
-  found: config_lib.DeepSeekConfig,
+  wanted: dense_config.Config,
+  found: dense_config.Config,
   path: pathlib.Path,
 ) -> None:
+  kinds = [type(config).__name__ for config in (wanted, found)]
+  if kinds[0] != kinds[1]:
+    raise ValueError(
+      f"config is a {kinds[0]}: expected a {kinds[1]}, as the model that "
+      f"init.path={str(path)!r} names has; bind its config"
+    )
   for field in dataclasses.fields(wanted):
     here, there = getattr(wanted, field.name), getattr(found, field.name)
     if here != there and field.name not in _FREE:
@@ -233,17 +242,27 @@ def _check_config(
 
 
 def _check_vocabulary(wanted: str, name: str, path: pathlib.Path) -> None:
-  """Compares vocabularies, where that of the start is still to be found."""
+  """Compares what ids stand for, where the start's are still to be found.
+
+  Files may differ and mean the same, as does a byte vocabulary's export.
+  """
   try:
     found = vocab_lib.load(name)
   except ValueError:
     return
-  if found.digest != vocab_lib.load(wanted).digest:
+  if _meaning(found) != _meaning(vocab_lib.load(wanted)):
     raise ValueError(
       f"data.vocabulary={wanted!r}: expected {name!r}, with which "
       f"the model that init.path={str(path)!r} names was trained; bind "
       "pipeline.Data.vocabulary to it"
     )
+
+
+def _meaning(vocabulary: vocab_lib.Vocabulary):
+  """What each id stands for; ids in no use, as at the end, count for none."""
+  pieces = map(vocabulary.piece, range(vocabulary.size))
+  used = {token: piece for token, piece in enumerate(pieces) if piece}
+  return used, vocabulary.special
 
 
 def _step_digest(step: pathlib.Path, average: bool) -> str:

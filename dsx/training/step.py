@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.ops import platforms
 from dsx.ops import routing
 from dsx.parallel import scheduling
@@ -41,7 +41,7 @@ def denominators(batch, micro_batches):
   }
 
 
-def gradients(model: deepseek.DeepSeek, params, router_bias, batch, scalars):
+def gradients(model: language_model.Model, params, router_bias, batch, scalars):
   """Gradients and metrics of a global batch, accumulated over micro-batches.
 
   Args:
@@ -117,7 +117,7 @@ def router_biases(router_bias, load, speed):
 
 
 def train_step(
-  model: deepseek.DeepSeek,
+  model: language_model.Model,
   optimizer: optax.GradientTransformationExtraArgs,
   state: state_lib.TrainState,
   batch,

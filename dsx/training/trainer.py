@@ -16,7 +16,7 @@ from dsx.data import vocab as vocab_lib
 from dsx.evals import text
 from dsx.inference import completion
 from dsx.inference import sampling
-from dsx.models import deepseek
+from dsx.models import language_model
 from dsx.parallel import sharding as sharding_lib
 from dsx.training import batches as batches_lib
 from dsx.training import checkpoint as checkpoint_lib
@@ -52,7 +52,7 @@ class Trainer:
     self.run = run = dataclasses.replace(run, schedule=self.schedule)
     self.held_out = pipeline.open_split(run.data, "validation", shuffle=False)
     self._check_vocabulary()
-    self.model = deepseek.DeepSeek(run.config, run.dtypes, run.execution)
+    self.model = language_model.build(run.config, run.dtypes, run.execution)
     self.optimizer = run.optimizer.transformation()
     boxed = state_lib.abstract(self.model, self.optimizer)
     self.placement = state_lib.shardings(boxed, run.sharding, self.mesh)

@@ -220,8 +220,8 @@ class HuggingfaceConfigTest(parameterized.TestCase):
     ),
     (
       "architecture",
-      _without(architectures=["LlamaForCausalLM"]),
-      r"architectures=\['LlamaForCausalLM'\]: expected \['DeepseekV2ForCausal",
+      _without(architectures=["GemmaForCausalLM"]),
+      r"architectures=\['GemmaForCausalLM'\]: expected \['DeepseekV2ForCausal",
     ),
     (
       "no_architecture",

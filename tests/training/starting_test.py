@@ -141,17 +141,20 @@ class StartingTest(parameterized.TestCase):
       self.started(start, config=config)
 
   def test_a_vocabulary_that_the_model_does_not_know(self):
-    with self.assertRaisesRegex(
-      ValueError, "^data.vocabulary='other': expected 'byte', with which"
-    ):
-      with absltest.mock.patch.object(
+    start = start_lib.Start(path=str(self.workdir))
+    other = absltest.mock.Mock(size=1, special={}, piece=lambda token: b"a")
+    load = starting.vocab_lib.load
+    with (
+      absltest.mock.patch.object(
         starting.vocab_lib,
         "load",
-        lambda name: absltest.mock.Mock(digest=str(name)),
-      ):
-        starting.check(
-          start_lib.Start(path=str(self.workdir)), self.base.config, "other"
-        )
+        lambda name: other if name == "other" else load(name),
+      ),
+      self.assertRaisesRegex(
+        ValueError, "^data.vocabulary='other': expected 'byte', with which"
+      ),
+    ):
+      starting.check(start, self.base.config, "other")
 
   @parameterized.parameters(
     ({"path": ""}, "path='': expected the workdir of a run"),
