@@ -4,7 +4,7 @@ One compiled loop. A step reads the last token of each sequence and the drafts
 after it, accepts what stands (`speculative.verify`; without drafts this is
 plain decoding), and lets the MTP modules draft what may come next. Sequences
 end by themselves, at a stop token or when they are long enough; the loop ends
-when all have, or after the chunk's steps.
+when enough of them have, or after the chunk's steps.
 
 Legend (parallel/axes.py): B batch, V vocabulary; J drafts per step, L = J + 1
 tokens read per step, T = steps * L length of the tail.
@@ -59,6 +59,7 @@ def decode(
   fresh,
   shape: sampling.Shape,
   stop,
+  enough,
   *,
   context_pages: int,
   steps: int,
@@ -78,6 +79,7 @@ def decode(
     fresh: bool [B], sequences that are new, whose drafts mean nothing.
     shape: of each sequence's distribution.
     stop: int32 [B, m], tokens that end each sequence; -1 for none.
+    enough: int32 [], the chunk ends when no more sequences than these go on.
     context_pages: how many columns of the table hold all that is cached.
     steps: most steps.
     n_top: how many best tokens to report with each token.
@@ -118,7 +120,7 @@ def decode(
     _nothing_drawn(chunk, steps, b, n),
   )
   end = lax.while_loop(
-    lambda c: (c.step < steps) & (c.state.remaining > 0).any(),
+    lambda c: (c.step < steps) & ((c.state.remaining > 0).sum() > enough),
     functools.partial(_step, chunk),
     start,
   )

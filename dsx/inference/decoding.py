@@ -29,6 +29,9 @@ class Decoding:
     drafts: tokens that MTP modules propose per step, one module each.
     context: longest prompt and answer together; None for as many tokens as
       the model is meant for.
+    least_context: contexts are as long as the longest sequence, in powers of
+      two, each with a program of its own; shorter ones than this, in tokens,
+      are not worth one.
     record_experts: whether to hand out the experts that each token was sent
       to, for a trainer to replay (`Update.experts`).
   """
@@ -39,6 +42,7 @@ class Decoding:
   steps: int = 16
   drafts: int = 0
   context: int | None = None
+  least_context: int = 256
   record_experts: bool = False
 
   def __post_init__(self):
@@ -75,6 +79,10 @@ class Stats(NamedTuple):
   accepted: int
   cached_tokens: int
   pool_tokens: int
+
+
+# Fields of `Stats` that only grow.
+COUNTED = ("prompt_tokens", "drawn_tokens", "steps", "drafted", "accepted")
 
 
 def cache_tokens(

@@ -45,13 +45,22 @@ from dsx.parallel import sharding as sharding_lib
 
 # Tokens of prompts that are read at once, so that activations stay small.
 _PREFILL_TOKENS = 8192
-# Shorter contexts and prompts are not worth programs of their own.
-_LEAST_CONTEXT = 256
+# Shorter prompts are not worth programs of their own.
 _LEAST_PROMPT = 64
+# A chunk ends early when others wait and no more than these are left of it.
+_STAY = 0.75
+
+
+_Begun = tuple[list[news.Record], list[scheduler.Sequence], chunk.Drawn | None]
 
 
 class Engine:
-  """Decodes requests as they come; see the module."""
+  """Decodes requests as they come; see the module.
+
+  Attributes:
+    decoding: how it batches.
+    weights: what it decodes with.
+  """
 
   def __init__(
     self,
@@ -70,7 +79,8 @@ class Engine:
     Args:
       config: the model.
       variables: its parameters and router biases, in either layout; `layers`
-        saves a copy. MTP modules that do not draft may be absent.
+        saves a copy. MTP modules that do not draft may be absent. Or the
+        `weights` of another engine of the same model, to be shared.
       dtypes: of parameters and products; the cache has the compute dtype.
       decoding: how to batch.
       eos: the token that ends every text, if there is one.
@@ -82,7 +92,7 @@ class Engine:
     Raises:
       ValueError: a number does not fit the model or the mesh.
     """
-    self._decoding = decoding
+    self.decoding = decoding
     decoding_lib.check(decoding, config, mesh)
     self._model = decoder.Decoder(config, dtypes, n_mtp=decoding.drafts)
     self._mesh, self._sharding = mesh, sharding or sharding_lib.Sharding()
@@ -106,7 +116,11 @@ class Engine:
       chunk=decoding.steps * (1 + decoding.drafts),
     )
     with self._scope():
-      self._weights = weights.Weights(self._model, variables)
+      self.weights = (
+        variables
+        if isinstance(variables, weights.Weights)
+        else weights.Weights(self._model, variables)
+      )
       self._pool = cache.empty_pages(
         config,
         n_pages=self._scheduler.pages.total,
@@ -117,8 +131,18 @@ class Engine:
       self._drafts = chunk.Drafts.none(
         decoding.slots, decoding.drafts, self._vocab_size
       )
+    if mesh is None:
+      # As what comes back from the device, or programs are compiled twice.
+      self._pool, self._drafts = (
+        jax.device_put(x, jax.tree.map(lambda a: a.sharding, x))
+        for x in (self._pool, self._drafts)
+      )
     # Whose drafts the device holds, by slot: those of others mean nothing.
     self._drafted: list[int | None] = [None] * decoding.slots
+    # What was begun and not finished, and what it leaves to be kept.
+    self._begun: _Begun | None = None
+    self._read: list[tuple[list[scheduler.Sequence], jax.Array]] = []
+    self._sharing: list[tuple[scheduler.Sequence, scheduler.Sequence]] = []
     self._next = 0
     self._counts: collections.Counter[str] = collections.Counter()
 
@@ -143,18 +167,13 @@ class Engine:
   @property
   def stats(self) -> decoding_lib.Stats:
     """Counts, see `Stats`."""
-    size, pages = self._decoding.page_size, self._scheduler.pages
+    size, pages = self.decoding.page_size, self._scheduler.pages
     return decoding_lib.Stats(
       running=len(self._scheduler.running),
       waiting=len(self._scheduler.waiting),
       cached_tokens=(pages.total - pages.free) * size,
       pool_tokens=pages.total * size,
-      **{
-        name: self._counts[name]
-        for name in (
-          "prompt_tokens drawn_tokens steps drafted accepted".split()
-        )
-      },
+      **{name: self._counts[name] for name in (decoding_lib.COUNTED)},
     )
 
   def load(self, variables) -> None:
@@ -170,20 +189,15 @@ class Engine:
       ValueError: there are requests, or these are not variables of the model;
         then all is as before.
     """
-    if self.busy:
+    if self.busy or self._begun is not None:
       n = len(self._scheduler.running) + len(self._scheduler.waiting)
       raise ValueError(
         f"load: {n} unfinished requests: expected none, as what is cached of "
         "them is of other weights; let them end or cancel them"
       )
     with self._scope():
-      self._weights.load(variables)
+      self.weights.load(variables)
     self._drafted = [None] * len(self._drafted)
-
-  @property
-  def deleted(self) -> bool:
-    """Whether weights were donated to somebody since they were loaded."""
-    return self._weights.deleted
 
   def submit(self, request: request_lib.Request) -> int:
     """Queues a request.
@@ -198,7 +212,7 @@ class Engine:
       request,
       vocab_size=self._vocab_size,
       context=self._context,
-      room=self._scheduler.pages.total * self._decoding.page_size,
+      room=self._scheduler.pages.total * self.decoding.page_size,
     )
     number = self._next
     self._next += 1
@@ -220,12 +234,41 @@ class Engine:
 
   def advance(self) -> list[news.Record]:
     """As `step`, with news in arrays."""
+    self.begin()
+    return self.finish()
+
+  def begin(self) -> None:
+    """The first half of `advance`: the device begins, nobody waits for it.
+
+    Whoever has several engines has one work while another's news are read.
+    """
+    assert self._begun is None, "a chunk was begun and not finished"
     with self._scope():
       records = self._admit()
       self._scheduler.make_room()
-      if self._scheduler.running:
-        records += self._decode()
-    return records
+      running = self._scheduler.running
+      drawn = self._decode(running) if running else None
+    self._begun = (records, running, drawn)
+
+  def finish(self) -> list[news.Record]:
+    """The second half: waits for the device and reads its news."""
+    assert self._begun is not None, "no chunk was begun"
+    (records, running, drawn), self._begun = self._begun, None
+    for group, experts in self._read:
+      _keep_experts(group, np.asarray(experts))
+    for sequence, twin in self._sharing:
+      sequence.prompt_experts = twin.prompt_experts
+    self._read, self._sharing = [], []
+    if drawn is None:
+      return records
+    drawn = jax.tree.map(np.asarray, drawn)
+    self._count(drawn)
+    # Some may have been cancelled meanwhile.
+    running = [sequence for sequence in running if sequence.slot is not None]
+    found = news.of_chunk(running, drawn)
+    for sequence, record in zip(running, found, strict=True):
+      self._end(sequence, record)
+    return records + found
 
   def _admit(self) -> list[news.Record]:
     """Lets requests into free slots and reads their prompts."""
@@ -233,11 +276,10 @@ class Engine:
     records = []
     for group in self._groups(admitted.to_read):
       records += self._prefill(group)
-    for sequence, twin in admitted.sharing:
-      sequence.prompt_experts = twin.prompt_experts
+    self._sharing = admitted.sharing
     if admitted.copies:
       copies = batch.copies(
-        admitted.copies, self._decoding.slots, self._scheduler.pages.total
+        admitted.copies, self.decoding.slots, self._scheduler.pages.total
       )
       self._pool = _copy_pages(self._pool, *copies)
     for sequence in admitted.to_read:
@@ -255,7 +297,7 @@ class Engine:
         n = self._columns_of(sequence, _LEAST_PROMPT)
         by_shape[n, sequence.to_score].append(sequence)
     for (n, _), alike in by_shape.items():
-      most = max(_PREFILL_TOKENS // (n * self._decoding.page_size), 1)
+      most = max(_PREFILL_TOKENS // (n * self.decoding.page_size), 1)
       for start in range(0, len(alike), most):
         yield alike[start : start + most]
 
@@ -270,26 +312,28 @@ class Engine:
       group,
       rows=self._divisible(4 ** math.ceil(math.log(len(group), 4))),
       columns=max(self._columns_of(s, _LEAST_PROMPT) for s in group),
-      page_size=self._decoding.page_size,
+      page_size=self.decoding.page_size,
       nowhere=self._scheduler.pages.total,
     )
     self._counts["prompt_tokens"] += sum(len(s.tokens) for s in group)
     score = group[0].to_score
     self._pool, scores, experts = prefill.prefill(
       self._model,
-      self._weights.arrays,
+      self.weights.arrays,
       self._pool,
       *prompts,
       score=score,
       n_top=batch.n_top(group) if score else 0,
       vocab_size=self._vocab_size,
-      records=self._decoding.record_experts,
+      records=self.decoding.record_experts,
     )
     if experts is not None:
-      _keep_experts(group, np.asarray(experts))
+      self._read.append((group, experts))
     if not score:
       return []
     scores = jax.tree.map(np.asarray, scores)
+    if experts is not None:
+      _keep_experts(group, np.asarray(experts))
     return [self._scored(s, scores, row) for row, s in enumerate(group)]
 
   def _divisible(self, rows: int) -> int:
@@ -307,19 +351,18 @@ class Engine:
 
   # Drawing tokens.
 
-  def _decode(self) -> list[news.Record]:
-    """Decodes a chunk of everything that is in a slot."""
-    running = self._scheduler.running
+  def _decode(self, running: list[scheduler.Sequence]) -> chunk.Drawn:
+    """Has the device decode a chunk of everything that is in a slot."""
     # A text that will stay short meets its last program at once.
     final = max(s.cached + self._scheduler.remaining(s) for s in running)
-    least = min(final, _LEAST_CONTEXT)
+    least = min(final, self.decoding.least_context)
     context = max(self._columns_of(s, least) for s in running)
     slots = self._scheduler.slots
     numbers = [s.number if s else None for s in slots]
     fresh = [a != b for a, b in zip(numbers, self._drafted, strict=True)]
     self._pool, _, self._drafts, drawn = decode.decode(
       self._model,
-      self._weights.arrays,
+      self.weights.arrays,
       self._pool,
       batch.table(slots, self._columns),
       batch.state(self._scheduler),
@@ -327,25 +370,21 @@ class Engine:
       np.array(fresh),
       batch.shape(slots),
       batch.stop(slots, self._eos),
+      np.int32(_STAY * len(running) if self._scheduler.waiting else 0),
       context_pages=context,
-      steps=self._decoding.steps,
+      steps=self.decoding.steps,
       n_top=batch.n_top(running),
       vocab_size=self._vocab_size,
-      records=self._decoding.record_experts,
+      records=self.decoding.record_experts,
     )
     self._drafted = numbers
-    drawn = jax.tree.map(np.asarray, drawn)
-    self._count(drawn)
-    records = news.of_chunk(running, drawn)
-    for sequence, record in zip(running, records, strict=True):
-      self._end(sequence, record)
-    return records
+    return drawn
 
   def _count(self, drawn: chunk.Drawn) -> None:
     worked = drawn.count > 0
     self._counts["steps"] += int(worked.any(1).sum())
     self._counts["drawn_tokens"] += int(drawn.count.sum())
-    self._counts["drafted"] += int(worked.sum()) * self._decoding.drafts
+    self._counts["drafted"] += int(worked.sum()) * self.decoding.drafts
     self._counts["accepted"] += int(drawn.accepted.sum())
 
   def _end(self, sequence: scheduler.Sequence, record: news.Record) -> None:

@@ -187,9 +187,13 @@ def best_token(logits):
 
 
 def draw(log_probabilities, keys):
-  """Draws a token per row, int32 [B], of [B, V] with typed keys [B]."""
-  drawn = jax.vmap(jax.random.categorical)(keys, log_probabilities)
-  return drawn.astype(jnp.int32)
+  """Draws a token per row, int32 [B], of [B, V] with typed keys [B].
+
+  Gumbel's trick, as `jax.random.categorical`, with `best_token` for argmax.
+  """
+  n = log_probabilities.shape[-1:]
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, n))(keys)
+  return best_token(log_probabilities + noise)
 
 
 def sample(key, logits, temperature):

@@ -3,7 +3,8 @@
 Kept on the host, in plain numbers. A request waits until a slot is free and
 pages for its prompt and one chunk; when pages run out, the youngest sequence
 gives its own back and waits to be read again. Sequences with the prompt of one
-in a slot share its full pages and copy the page that both will write to.
+in a slot share its full pages and copy the page that both will write to; when
+the last of them ends before the next can begin, that one inherits its pages.
 """
 
 import collections
@@ -79,6 +80,19 @@ class Admitted:
   copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass
+class _Legacy:
+  """What the last sequence in a slot with some prompt leaves to the next.
+
+  Attributes:
+    pages: of the prompt.
+    by: whom; its `prompt_experts` may come later than its end.
+  """
+
+  pages: list[int]
+  by: Sequence
+
+
 class Scheduler:
   """Slots, pages and the queue before them."""
 
@@ -102,6 +116,7 @@ class Scheduler:
     self._alike: dict[tuple[int, ...], dict[int, Sequence]] = (
       collections.defaultdict(dict)
     )
+    self._legacies: dict[tuple[int, ...], _Legacy] = {}
     self._page_size = page_size
     self._context = context
     self._chunk = chunk
@@ -127,6 +142,8 @@ class Scheduler:
     for sequence in self.running:
       if sequence.number == number:
         self.release(sequence)
+    for prompt in [p for p in self._legacies if not self._wanted(p)]:
+      self._give_up(prompt)
 
   def admit(self) -> Admitted:
     """Gives slots and pages to those who wait, in their order."""
@@ -135,18 +152,27 @@ class Scheduler:
     growth = sum(self._missing(s) for s in self.running)
     while self.waiting and self._free:
       sequence = self.waiting[0]
-      twin = self._twin(sequence)
+      twin, legacy = self._twin(sequence), self._legacy(sequence)
       whole = sequence.cached // self._page_size
-      shared = twin.pages[:whole] if twin else []
-      needed = self.pages_for(self._after_chunk(sequence)) - len(shared)
-      if needed + growth > self.pages.free:
+      if legacy:
+        own = legacy.pages
+      else:
+        own = twin.pages[:whole] if twin else []
+      needed = self.pages_for(self._after_chunk(sequence)) - len(own)
+      if not self._has_free(needed + growth, but=sequence.request.prompt):
         break
       self.waiting.popleft()
-      self.pages.share(shared)
-      sequence.pages = shared + self.pages.take(needed)
+      if legacy:
+        del self._legacies[sequence.request.prompt]
+        sequence.prompt_experts = legacy.by.prompt_experts
+      else:
+        self.pages.share(own)
+      sequence.pages = own + self.pages.take(needed)
       sequence.slot = heapq.heappop(self._free)
       self.slots[sequence.slot] = sequence
       self._alike[sequence.request.prompt][sequence.number] = sequence
+      if legacy:
+        continue
       if not twin:
         admitted.to_read.append(sequence)
         continue
@@ -163,6 +189,35 @@ class Scheduler:
     alike = self._alike.get(sequence.request.prompt, {})
     return next(iter(alike.values()), None)
 
+  def _legacy(self, sequence: Sequence) -> _Legacy | None:
+    """Pages with the prompt of a sequence, to be its own."""
+    if sequence.drawn or sequence.to_score:
+      return None
+    return self._legacies.get(sequence.request.prompt)
+
+  def _wanted(self, prompt: tuple[int, ...]) -> bool:
+    """Whether anybody waits who could use pages with a prompt."""
+    return any(
+      s.request.prompt == prompt and not (s.drawn or s.to_score)
+      for s in self.waiting
+    )
+
+  def _give_up(self, prompt: tuple[int, ...]) -> None:
+    self.pages.give_back(self._legacies.pop(prompt).pages)
+
+  def _has_free(self, pages: int, but: tuple[int, ...] | None = None) -> bool:
+    """Whether so many are free, if need be after giving up legacies."""
+    for prompt in [p for p in self._legacies if p != but]:
+      if pages <= self.pages.free:
+        break
+      self._give_up(prompt)
+    return pages <= self.pages.free
+
+  @property
+  def left_behind(self) -> list[int]:
+    """Pages that no sequence holds and one that waits will inherit."""
+    return [page for left in self._legacies.values() for page in left.pages]
+
   def _after_chunk(self, sequence: Sequence) -> int:
     """Tokens that the cache may have to hold of it when a chunk is over."""
     return sequence.cached + min(self._chunk, self.remaining(sequence))
@@ -172,16 +227,26 @@ class Scheduler:
     needed = self.pages_for(self._after_chunk(sequence))
     return max(needed - len(sequence.pages), 0)
 
-  def release(self, sequence: Sequence) -> None:
-    """Takes a sequence out of its slot, and its pages back."""
+  def release(self, sequence: Sequence, *, leaves: bool = True) -> None:
+    """Takes a sequence out of its slot, and its pages back.
+
+    Args:
+      sequence: in a slot.
+      leaves: whether it may leave those of its prompt to another.
+    """
     assert sequence.slot is not None
-    self.pages.give_back(sequence.pages)
     self.slots[sequence.slot] = None
     heapq.heappush(self._free, sequence.slot)
     alike = self._alike[sequence.request.prompt]
     del alike[sequence.number]
     if not alike:
-      del self._alike[sequence.request.prompt]
+      prompt = sequence.request.prompt
+      del self._alike[prompt]
+      n = self.pages_for(len(prompt) - 1)
+      if leaves and n and self._wanted(prompt):
+        pages, sequence.pages = sequence.pages[:n], sequence.pages[n:]
+        self._legacies[prompt] = _Legacy(pages, sequence)
+    self.pages.give_back(sequence.pages)
     sequence.pages, sequence.slot = [], None
 
   def make_room(self) -> None:
@@ -189,9 +254,9 @@ class Scheduler:
     for sequence in sorted(self.running, key=lambda s: s.number):
       while sequence.slot is not None:
         missing = self._missing(sequence)
-        if missing <= self.pages.free:
+        if self._has_free(missing):
           sequence.pages += self.pages.take(missing)
           break
         youngest = max(self.running, key=lambda s: s.number)
-        self.release(youngest)
+        self.release(youngest, leaves=False)
         self.waiting.appendleft(youngest)

@@ -31,10 +31,10 @@ class Weights:
       variables: of the model, in either layout.
     """
     self._model = model
-    arrays = _laid_out(variables, model)
-    self._places = jax.tree.map(lambda x: x.sharding, arrays)
-    self._types = jax.tree.map(_type, arrays)
+    self._types = _Types(_shapes(variables, model))
     self._seen = {_signature(variables)}
+    arrays = _laid_out(variables, model, self._types)
+    self._places = jax.tree.map(lambda x: x.sharding, arrays)
     self.arrays = jax.device_put(arrays, self._places)
 
   def load(self, variables) -> None:
@@ -52,7 +52,7 @@ class Weights:
       self._check(variables)
       self._seen.add(signature)
     self.arrays = None  # memory for both is more than many have
-    arrays = _laid_out(variables, self._model, _Types(self._types))
+    arrays = _laid_out(variables, self._model, self._types)
     self.arrays = jax.device_put(arrays, self._places)
 
   @property
@@ -61,10 +61,8 @@ class Weights:
     return any(x.is_deleted() for x in jax.tree.leaves(self.arrays))
 
   def _check(self, variables) -> None:
-    arrays = jax.eval_shape(
-      functools.partial(_lay_out, model=self._model), variables
-    )
-    expected, found = (_by_name(tree) for tree in (self._types, arrays))
+    expected = _by_name(self._types.tree)
+    found = _by_name(_shapes(variables, self._model))
     for name in sorted(expected.keys() ^ found.keys()):
       which = "missing" if name in expected else "unknown"
       raise ValueError(
@@ -96,10 +94,6 @@ class _Types:
     return self._key == other._key
 
 
-def _type(x) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
 def _signature(tree):
   leaves, structure = jax.tree.flatten(tree)
   return structure, tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves)
@@ -110,25 +104,22 @@ def _by_name(tree) -> dict:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _laid_out(variables, model: decoder.Decoder, types: _Types | None = None):
+def _laid_out(variables, model: decoder.Decoder, types: _Types):
   """What decoding reads, and of that only what is new as new arrays."""
   made = _make(variables, model, types)
   arrays = {**made}
   for collection, tree in variables.items():
     kept = {n: x for n, x in tree.items() if n not in layout.STACKS}
-    if types is not None:
-      expected = {n: types.tree[collection][n] for n in kept}
-      kept = jax.tree.map(_rounded, kept, expected)
+    expected = {n: types.tree[collection][n] for n in kept}
+    kept = jax.tree.map(_rounded, kept, expected)
     arrays[collection] = kept | made.get(collection, {})
   return arrays
 
 
 @functools.partial(jax.jit, static_argnames=("model", "types"))
-def _make(variables, model: decoder.Decoder, types: _Types | None):
+def _make(variables, model: decoder.Decoder, types: _Types):
   """The layers of stacks, and what is absorbed."""
-  arrays = _lay_out(variables, model)
-  if types is not None:
-    arrays = jax.tree.map(_rounded, arrays, types.tree)
+  arrays = jax.tree.map(_rounded, _lay_out(variables, model), types.tree)
   made = {
     collection: {
       name: x
@@ -145,5 +136,13 @@ def _lay_out(variables, model: decoder.Decoder):
   return decoder.absorbed(model, variables)
 
 
+def _shapes(variables, model: decoder.Decoder):
+  """Shapes and types of what decoding reads."""
+  lay_out = functools.partial(_lay_out, model=model)
+  return jax.eval_shape(lay_out, variables)
+
+
 def _rounded(x, like):
+  """x in the type of `like`; an array of JAX as it is, if it has that."""
+  x = jnp.asarray(x)
   return x if x.dtype == like.dtype else x.astype(like.dtype)

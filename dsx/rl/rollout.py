@@ -19,6 +19,7 @@ Legend (parallel/axes.py): p tokens of a prompt, n of an answer; G answers to a
 prompt.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -34,13 +35,20 @@ from dsx.inference import request as request_lib
 from dsx.inference import sampling as sampling_lib
 from dsx.models import config as config_lib
 from dsx.ops import dtypes as dtypes_lib
+from dsx.ops import platforms
+from dsx.parallel import mesh as mesh_lib
 from dsx.parallel import sharding as sharding_lib
 from dsx.rl import sample as sample_lib
 
 # Unless told otherwise: a step's answers are many, and mostly short.
-DECODING = decoding_lib.Decoding(slots=256, page_size=16, steps=32)
-# Shorter contexts are not worth programs of their own.
-_LEAST_CONTEXT = 64
+DECODING = decoding_lib.Decoding(
+  slots=512, page_size=16, steps=32, least_context=64
+)
+# Shorter contexts and fewer slots are not worth programs of their own.
+_LEAST_CONTEXT, _LEAST_SLOTS = 64, 8
+# A small model's steps leave a CPU's cores at rest, unless several engines take
+# turns. Not one for each core: the last bits of a run depend on it.
+_LANES = 4
 
 
 class Roller:
@@ -63,8 +71,9 @@ class Roller:
       config: the policy.
       dtypes: of parameters and products. Weights that come in another type are
         rounded to `param`, whatever the trainer keeps.
-      decoding: how to batch. Without a `context`, it is as long as prompts and
-        answers need, in powers of two.
+      decoding: how to batch, at most. There are no more slots than answers,
+        and without a `context` it is as long as prompts and answers need, both
+        in powers of two.
       eos: the token that ends every answer, if there is one.
       vocab_size: ids from here on are never drawn, and have no share in any
         probability: rows that only pad the model's vocabulary. None for all.
@@ -75,10 +84,13 @@ class Roller:
       ValueError: a number does not fit the model or the mesh.
     """
     decoding_lib.check(decoding, config, mesh)
+    cpu = mesh is None and platforms.target() == "cpu"
+    self._n_lanes = _LANES if cpu else 1
     self._config, self._dtypes, self._decoding = config, dtypes, decoding
     self._eos, self._vocab_size = eos, vocab_size
     self._mesh, self._sharding = mesh, sharding
-    self._engine: engine_lib.Engine | None = None
+    self._lanes: list[engine_lib.Engine] = []
+    self._counts = collections.Counter()
     self._variables, self._version = None, 0
 
   def load(self, variables, version: int) -> None:
@@ -95,8 +107,8 @@ class Roller:
     Raises:
       ValueError: they are not of the model.
     """
-    if self._engine is not None:
-      self._engine.load(variables)
+    if self._lanes:
+      self._lanes[0].load(variables)
     self._variables, self._version = variables, version
 
   def sample(
@@ -128,30 +140,30 @@ class Roller:
       ValueError: a prompt can't be answered, or no weights are loaded.
     """
     _check(prompts, group_size, sampling)
-    requests = {}
-    engine = self._fitting(prompts, sampling)
+    lanes = self._fitting(prompts, group_size, sampling)
+    asked: list[tuple[int, int]] = []  # (lane, request) of each answer
     try:
       for index, prompt in enumerate(prompts):
-        prompt = tuple(prompt)
+        lane, prompt = index % len(lanes), tuple(prompt)
         for number in range(group_size):
           seed = seed_of(run_seed, step, first_prompt + index, number)
           request = request_lib.Request(
             prompt=prompt, sampling=dataclasses.replace(sampling, seed=seed)
           )
-          requests[engine.submit(request)] = (index, number)
-      records = {number: [] for number in requests}
-      while engine.busy:
-        for record in engine.advance():
-          records[record.request].append(record)
-    finally:
-      for number in requests:
-        engine.cancel(number)
+          asked.append((lane, lanes[lane].submit(request)))
+      records = _run(lanes)
+    except BaseException:
+      self._lanes = []  # with whatever they were about
+      raise
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
     return [
       self._sample(
-        records[request], first_prompt + index, number, arrays[index]
+        records[key],
+        first_prompt + place // group_size,
+        place % group_size,
+        arrays[place // group_size],
       )
-      for request, (index, number) in requests.items()
+      for place, key in enumerate(asked)
     ]
 
   def _sample(
@@ -180,49 +192,96 @@ class Roller:
 
   @property
   def stats(self) -> decoding_lib.Stats:
-    """The engine's counts since it was made.
-
-    Raises:
-      ValueError: nothing was sampled yet.
-    """
-    if self._engine is None:
-      raise ValueError("stats: expected samples first; call `sample`")
-    return self._engine.stats
+    """Counts of all that was sampled, and how full the caches are."""
+    found = [decoding_lib.Stats(*[0] * len(decoding_lib.Stats._fields))]
+    found += [lane.stats for lane in self._lanes]
+    total = decoding_lib.Stats(*map(sum, zip(*found, strict=True)))
+    past = {name: n + self._counts[name] for name, n in total._asdict().items()}
+    return decoding_lib.Stats(**past)
 
   def _fitting(
     self,
     prompts: Sequence[Sequence[int]],
+    group_size: int,
     sampling: sampling_lib.Sampling,
-  ) -> engine_lib.Engine:
-    """An engine with room for prompts and answers."""
+  ) -> list[engine_lib.Engine]:
+    """Engines with room for prompts and answers.
+
+    Their slots follow from what is asked alone, and not from what was asked
+    before: a resumed run meets the same programs.
+    """
     if self._variables is None:
       raise ValueError("no weights: expected those of a policy; call `load`")
+    most = self._decoding
+    n = min(self._n_lanes, len(prompts), most.slots)
+    slots = _power_of_two(-(-len(prompts) * group_size // n))
+    slots = min(max(slots, _LEAST_SLOTS), -(-most.slots // n))
+    shards = mesh_lib.batch_shards(self._mesh)
+    slots = -(-slots // shards) * shards
     longest = max(map(len, prompts)) + sampling.max_new_tokens
-    longest = max(_LEAST_CONTEXT, 1 << (longest - 1).bit_length())
+    longest = max(_LEAST_CONTEXT, _power_of_two(longest))
     longest = min(longest, self._config.max_position_embeddings)
-    engine = self._engine
-    if engine is None or (
-      self._decoding.context is None and engine.context < longest
-    ):
-      self._engine = None  # two caches may be more than there is room for
-      self._engine = engine = engine_lib.Engine(
-        self._config,
-        _rounded(self._variables, self._dtypes.param),
-        dtypes=self._dtypes,
-        decoding=dataclasses.replace(
-          self._decoding, context=self._decoding.context or longest
-        ),
-        eos=self._eos,
-        vocab_size=self._vocab_size,
-        mesh=self._mesh,
-        sharding=self._sharding,
-      )
-    if engine.deleted:
+    context = most.context or longest
+    if self._lanes:
+      context = max(context, self._lanes[0].context)
+    decoding = dataclasses.replace(
+      most,
+      slots=slots,
+      context=context,
+      cache_tokens=most.cache_tokens and -(-most.cache_tokens // n),
+    )
+    if [lane.decoding for lane in self._lanes] != [decoding] * n:
+      self._make(decoding, n)
+    if self._lanes[0].weights.deleted:
       raise ValueError(
         f"weights of version {self._version} were given away to be "
         "overwritten: expected others; call `load` after an update"
       )
-    return engine
+    return self._lanes
+
+  def _make(self, decoding: decoding_lib.Decoding, n: int) -> None:
+    """Makes n engines with the same weights, after others are gone."""
+    for lane in self._lanes:
+      counts = lane.stats._asdict()
+      self._counts.update({name: counts[name] for name in decoding_lib.COUNTED})
+    weights = _rounded(self._variables, self._dtypes.param)
+    self._lanes = []
+    for _ in range(n):
+      self._lanes.append(
+        engine_lib.Engine(
+          self._config,
+          weights,
+          dtypes=self._dtypes,
+          decoding=decoding,
+          eos=self._eos,
+          vocab_size=self._vocab_size,
+          mesh=self._mesh,
+          sharding=self._sharding,
+        )
+      )
+      weights = self._lanes[0].weights
+
+
+def _run(
+  lanes: list[engine_lib.Engine],
+) -> dict[tuple[int, int], list[news.Record]]:
+  """All news of all requests, by lane and request.
+
+  While the news of one lane are read, the device works for the others.
+  """
+  found = collections.defaultdict(list)
+  for lane in lanes:
+    lane.begin()
+  at_work = list(range(len(lanes)))
+  while at_work:
+    for number in list(at_work):
+      for record in lanes[number].finish():
+        found[number, record.request].append(record)
+      if lanes[number].busy:
+        lanes[number].begin()
+      else:
+        at_work.remove(number)
+  return found
 
 
 def seed_of(run_seed: int, step: int, prompt: int, number: int) -> int:
@@ -265,3 +324,7 @@ def _rounded(variables, dtype: str):
 
 def _joined(parts: list) -> np.ndarray:
   return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _power_of_two(n: int) -> int:
+  return 1 << (n - 1).bit_length()

@@ -65,6 +65,42 @@ class SchedulerTest(parameterized.TestCase):
     scheduler.waiting.append(_sequence(1, prompt=range(9), score_prompt=True))
     self.assertLen(scheduler.admit().to_read, 2)
 
+  def test_the_last_with_a_prompt_leaves_its_pages_to_the_next(self):
+    scheduler = _scheduler(slots=1)
+    prompt = range(10)
+    scheduler.waiting.extend(_sequence(n, prompt=prompt) for n in range(3))
+    (first,) = scheduler.admit().to_read
+    pages = list(first.pages)
+    scheduler.release(first)
+    self.assertEqual(scheduler.left_behind, pages[:3])
+    admitted = scheduler.admit()
+    self.assertEmpty(admitted.to_read + admitted.copies + admitted.sharing)
+    (second,) = scheduler.running
+    self.assertEqual(second.pages[:3], pages[:3])
+    self.assertEmpty(scheduler.left_behind)
+    scheduler.release(second)
+    self.assertNotEmpty(scheduler.left_behind)
+    scheduler.cancel(2)  # nobody wants them any more
+    self.assertEqual(scheduler.pages.free, scheduler.pages.total)
+
+  def test_whoever_needs_pages_comes_before_those_who_inherit(self):
+    scheduler = _scheduler(slots=2, pages=6, chunk=4)
+    scheduler.waiting.extend(
+      [_sequence(0, 9, new=4), _sequence(1), _sequence(2), _sequence(3, 9)]
+    )
+    scheduler.waiting.append(_sequence(4, prompt=[0] * 9))
+    scheduler.admit()
+    self.assertEqual([s.number for s in scheduler.running], [0, 1])
+    scheduler.release(scheduler.running[0])
+    self.assertLen(scheduler.left_behind, 2)
+    scheduler.admit()
+    self.assertEqual([s.number for s in scheduler.running], [2, 1])
+    for sequence in scheduler.running:
+      sequence.tokens += [0] * 8
+    scheduler.make_room()
+    self.assertEmpty(scheduler.left_behind)
+    self.assertLen(scheduler.running, 1)
+
   def test_the_youngest_makes_room(self):
     scheduler = _scheduler(pages=7)
     scheduler.waiting.extend(_sequence(n) for n in range(2))
@@ -89,7 +125,7 @@ class SchedulerTest(parameterized.TestCase):
 
   @parameterized.parameters(range(8))
   def test_whatever_happens(self, seed):
-    """Every request ends; pages are held by running sequences alone."""
+    """Every request ends; pages are held by sequences in slots, or left."""
     rng = np.random.default_rng(seed)
     scheduler = _scheduler(slots=4, pages=int(rng.integers(10, 24)))
     ended, number = set(), 0
@@ -127,6 +163,9 @@ class SchedulerTest(parameterized.TestCase):
         if other is not sequence:
           self.assertEmpty(writable & set(other.pages))
       held |= set(sequence.pages)
+    left = set(scheduler.left_behind)
+    self.assertEmpty(left & held)
+    held |= left
     self.assertEqual(len(held), scheduler.pages.total - scheduler.pages.free)
 
 
