@@ -115,19 +115,27 @@ def _steps(
       show.doing("compiling")
     while progress.step < run.steps and not stop:
       learner.explore(progress)
+      if preemption.requested(progress.step):
+        # Drawing takes longest: the answers are saved, to be learnt from later.
+        stop = _stopped(preemption, progress.step)
+        break
       record = learner.take(progress)
       record["step"] = step = progress.step
       record["skipped"] = int(progress.state.skipped)
       show.took(record)
       stop = _alarm(progress, show, progress.watch.trained(record))
       if preemption.requested(step):
-        assert preemption.signal is not None
-        stop = f"stopped by {preemption.signal.name} after step {step:,}"
+        stop = _stopped(preemption, step)
       else:
         stop = _examine_if_due(learner, progress, show) or stop
       if run.checkpoint_every and step % run.checkpoint_every == 0:
         learner.save(progress)
   return "" if progress.step == run.steps else stop
+
+
+def _stopped(preemption: preemption_lib.Preemption, step: int) -> str:
+  assert preemption.signal is not None
+  return f"stopped by {preemption.signal.name} after step {step:,}"
 
 
 def _examine_if_due(learner, progress, show: observer_lib.Observer) -> str:

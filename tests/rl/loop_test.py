@@ -21,6 +21,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from dsx.rl import completions
+from dsx.rl import explorer
 from dsx.rl import learner
 from dsx.rl import loop
 from dsx.rl import measures
@@ -73,16 +74,16 @@ def _from_step(step: int, name: str):
 
 
 @contextlib.contextmanager
-def _before_step(step: int, action):
-  """Does something when the loop is about to take a step."""
-  take = learner.Learner.take
+def _before_step(step: int, action, *, what: str = "take"):
+  """Does something when the loop is about to take a step, or to `explore`."""
+  method = getattr(learner.Learner, what)
 
-  def taken(self, progress):
+  def called(self, progress):
     if progress.step == step:
       action()
-    return take(self, progress)
+    return method(self, progress)
 
-  with mock.patch.object(learner.Learner, "take", taken):
+  with mock.patch.object(learner.Learner, what, called):
     yield
 
 
@@ -203,6 +204,23 @@ class DisturbedRunTest(parameterized.TestCase):
     self.assertIsNone(summary["state_digest"])
     summary, printed = _reinforce(workdir)
     self.assertIn("resumed at step 5", printed)
+    self.assert_as_undisturbed(workdir, summary)
+
+  def test_signal_while_answers_are_drawn_keeps_them(self):
+    workdir = _folder / "signalled_drawing"
+
+    def ask():
+      os.kill(os.getpid(), signal.SIGTERM)
+
+    with _before_step(3, ask, what="explore"):
+      summary, _ = _reinforce(workdir)
+    self.assertEqual(summary["steps"], 3)
+    self.assertTrue(pending.path(workdir, 1).exists())
+    refuse = mock.patch.object(explorer.Explorer, "explore")
+    with refuse as explore, _before_step(4, ask):
+      _reinforce(workdir)
+    explore.assert_not_called()
+    summary, _ = _reinforce(workdir)
     self.assert_as_undisturbed(workdir, summary)
 
   def test_signal_at_an_examination_leaves_it_for_later(self):
