@@ -109,8 +109,7 @@ def mtp_losses(model, passed: Passed, rows: rows_lib.Rows, mask):
     mask: bool [B, L], targets that count.
 
   Returns:
-    float32 [modules], in nats, and the mean over modules' masks is left to
-    whoever knows the global batch.
+    float32 [modules], in nats.
   """
   sums = []
   for k, hidden in enumerate(passed.aux["mtp_hidden"], start=1):
