@@ -22,7 +22,7 @@ from experiments import configuration
 from experiments import pretrain
 from experiments import sft
 
-_FILES = ("sft", "sft_tiny")
+_FILES = ("sft", "sft_tiny", "distill_qwen_1_5b")
 
 
 def _main(*arguments: str) -> tuple[int, str, str]:
