@@ -68,7 +68,7 @@ LENGTHS = {
 
 
 @contextlib.contextmanager
-def timed(module, name: str, seconds: collections.Counter):
+def timed(module, name: str, seconds: dict[str, float]):
   """Counts seconds inside of a function of a module, waiting for its result."""
   inner = getattr(module, name)
 
@@ -102,15 +102,15 @@ def step(roller, variables, sampling, turn: int, seconds) -> int:
 def measure(roller, variables, sampling, rounds: int) -> list[str]:
   """A row of the table: some rounds, and the split of others."""
   for turn in range(2):  # compiles
-    step(roller, variables, sampling, turn, collections.Counter())
+    step(roller, variables, sampling, turn, collections.defaultdict(float))
   total, tokens = [], 0
   for turn in range(rounds):
-    seconds = collections.Counter()
+    seconds = collections.defaultdict(float)
     tokens += step(roller, variables, sampling, turn, seconds)
     total.append(seconds["all"])
   parts = []
   for turn in range(rounds):
-    seconds = collections.Counter()
+    seconds = collections.defaultdict(float)
     with (
       timed(prefill, "prefill", seconds),
       timed(decode, "decode", seconds),
@@ -155,9 +155,9 @@ def main():
     [name, *measure(roller, variables, sampling, flags.rounds)]
     for name, sampling in LENGTHS.items()
   ]
-  header = "answers,tokens,s a step,tokens/s"
-  header += ",load ms,prefill ms,decode ms,host ms"
-  table = report.table(header.split(","), rows)
+  header = ["answers", "tokens", "s a step", "tokens/s"]
+  header += [f"{part} ms" for part in ("load", "prefill", "decode", "host")]
+  table = report.table(header, rows)
   print(table)
   if flags.record:
     report.record(

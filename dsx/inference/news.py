@@ -130,10 +130,8 @@ def of_chunk(
       n_top=sequence.request.sampling.top_logprobs,
     )
     if experts is not None:
-      of_prompt = sequence.take_prompt_experts()
-      record.experts = experts[mine]
-      if of_prompt is not None:
-        record.experts = np.concatenate([of_prompt, record.experts])
+      before, own = sequence.take_prompt_experts(), experts[mine]
+      record.experts = own if before is None else np.concatenate([before, own])
     sequence.tokens += listed[mine]
     found.append(record)
   return found

@@ -210,6 +210,7 @@ def apply(model: Decoder, variables, *args, method: str, records: bool) -> Any:
   found, kept = model.apply(
     variables, *args, method=method, mutable=[moe.CHOSEN]
   )
+  kept: Any = kept
   c = model.config
   chosen = [
     kept[moe.CHOSEN][f"layers_{number}"]["mlp"]["index"]

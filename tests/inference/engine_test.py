@@ -15,7 +15,9 @@ from dsx.inference import engine as engine_lib
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
 from dsx.inference import uncached
+from dsx.models import decoder
 from dsx.models import deepseek
+from dsx.models import layout
 from dsx.ops import block_scaled
 from tests.models import tiny
 
@@ -306,6 +308,55 @@ class ScoresTest(parameterized.TestCase):
       self.assertEqual((drawn, finish), ([], "length"))
       self.assertIsNone(scored[0])
     self.assertEqual(engine.stats.cached_tokens, 0)
+
+
+class ExpertsTest(parameterized.TestCase):
+  """Chosen experts against a forward pass over the whole text."""
+
+  def test_of_prompts_and_of_what_is_drawn(self):
+    config, prompts = tiny.config(), _prompts((1, 6, 6, 13))
+    # Little room: one text is put out and read again.
+    engine = _engine(config, drafts=1, record_experts=True, cache_tokens=56)
+    texts = {
+      engine.submit(
+        request_lib.Request(
+          prompt=prompt,
+          sampling=sampling.Sampling(max_new_tokens=new, temperature=0.9),
+          score_prompt=prompt is prompts[1],
+        )
+      ): (list(prompt), [])
+      for prompt, new in zip(prompts, (12, 0, 9, 17), strict=True)
+    }
+    while engine.busy:
+      for update in engine.step():
+        tokens, experts = texts[update.request]
+        tokens += [drawn.token for drawn in update.drawn]
+        experts.append(update.experts)
+    model = decoder.Decoder(config)
+    variables = layout.to_layers(config, tiny.variables(config))
+    tokens = np.zeros((len(prompts), 32), np.int32)
+    for row, (text, _) in enumerate(texts.values()):
+      tokens[row, : len(text)] = text
+    _, expected = decoder.apply(
+      model,
+      variables,
+      *(tokens, tokens, np.ones(tokens.shape, bool)),
+      method="prefill",
+      records=True,
+    )
+    self.assertEqual(expected.dtype, jnp.uint8)
+    for row, (text, parts) in enumerate(texts.values()):
+      read = len(text) - 1
+      found = np.concatenate(parts)
+      self.assertEqual(found.shape, (read, 2, 3))
+      np.testing.assert_array_equal(
+        np.sort(found), np.sort(expected[row, :read])
+      )
+
+  def test_cost_nothing_where_they_are_not_asked_for(self):
+    engine = _engine()
+    engine.submit(request_lib.Request(prompt=(1, 2)))
+    self.assertIsNone(engine.step()[0].experts)
 
 
 class DrawsTest(parameterized.TestCase):
