@@ -1,7 +1,6 @@
 """One run of reinforcement learning: its pieces, put together.
 
-`loop.py` takes the steps; this is what it takes them with, and what is saved
-of it.
+`loop.py` takes the steps; this is what it takes them with.
 """
 
 import dataclasses
@@ -23,64 +22,16 @@ from dsx.rl import alarms as alarms_lib
 from dsx.rl import examiner as examiner_lib
 from dsx.rl import exercises
 from dsx.rl import explorer as explorer_lib
+from dsx.rl import keeper as keeper_lib
 from dsx.rl import pending as pending_lib
 from dsx.rl import reinforcement
 from dsx.rl import rewards as rewards_lib
 from dsx.rl import rollout as rollout_lib
 from dsx.rl import update as update_lib
-from dsx.training import checkpoint as checkpoint_lib
 from dsx.training import host_memory
 from dsx.training import observer
 from dsx.training import starting
 from dsx.training import state as state_lib
-from dsx.training import step_directory
-from dsx.training import workdir as workdir_lib
-
-
-@dataclasses.dataclass(kw_only=True)
-class Progress:
-  """All that changes as a run goes on, and so all that is saved.
-
-  Attributes:
-    state: of training.
-    reference: variables of the reference policy, or None.
-    reference_step: updates that it had taken.
-    place: in problems and draws.
-    tokens: of answers that were drawn.
-    rollout: whose answers are being learnt from; None before the first.
-    rollout_step: updates taken when they were drawn.
-    examined: updates taken at the latest examination; -1 for none yet.
-    watch: what alarms have seen.
-  """
-
-  state: state_lib.TrainState
-  reference: Any
-  reference_step: int = 0
-  place: explorer_lib.Place = explorer_lib.Place()
-  tokens: int = 0
-  rollout: pending_lib.Rollout | None = None
-  rollout_step: int = 0
-  examined: int = -1
-  watch: alarms_lib.Watch
-
-  @property
-  def step(self) -> int:
-    """Updates taken, refused ones included."""
-    return int(self.state.step)
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """The policy's."""
-    return {"params": self.state.params, "router_bias": self.state.router_bias}
-
-  def digest(self) -> str:
-    """sha256 over all that must be equal after a resume."""
-    parts = {"policy": self.state.params, "reference": self.reference or {}}
-    sha = hashlib.sha256()
-    whole = self.state.replace(params=parts)
-    sha.update(state_lib.digest(whole, self.place.problems).encode())
-    sha.update(repr((self.reference_step, *self.place, self.tokens)).encode())
-    return sha.hexdigest()
 
 
 class Learner:
@@ -123,9 +74,6 @@ class Learner:
     boxed = state_lib.abstract(self.model, self.optimizer)
     self.placement = state_lib.shardings(boxed, run.sharding, mesh)
     self.target = state_lib.restorable(boxed, self.placement)
-    self.checkpoints = checkpoint_lib.Checkpointer(
-      workdir / workdir_lib.CHECKPOINTS, max_to_keep=run.keep_checkpoints
-    )
     size = self.vocabulary.size
     alone = mesh.size == 1
     self.roller = rollout_lib.Roller(
@@ -160,20 +108,22 @@ class Learner:
         form=run.rewards.form,
         shown=run.shown_problems,
       )
-    self.start: dict | None = None  # which weights the run began with
-    self.saved: int | None = None  # the newest good checkpoint's step
+    self.keeper = keeper_lib.Keeper(
+      run,
+      workdir,
+      target=self.target,
+      needs_reference=self.updater.needs_reference,
+      problems=self.problems_digest,
+    )
     self.parameters = cost.parameters(run.config)
     self.parameters += cost.mtp_parameters(run.config)
-    self._wall_before, self._started = 0.0, time.monotonic()
-    self._digests: dict[int, str] = {}  # of rollouts' files
-    self._needed: dict[int, int | None] = {}  # rollouts by checkpoint
 
   # Beginning, and going on.
 
-  def begin(self) -> tuple[Progress, str]:
+  def begin(self) -> tuple[keeper_lib.Progress, str]:
     """Where the run goes on from, and a note on where that comes from."""
-    if self.checkpoints.steps():
-      return self._restored()
+    if self.keeper.checkpoints.steps():
+      return self.keeper.restored()
     if self.run.init is not None:
       run = self.run
       starting.check(self.run.init, run.config, run.vocabulary)
@@ -184,7 +134,7 @@ class Learner:
         mesh=self.mesh,
         sharding=run.sharding,
       )
-      self.start, note = started.record, started.note
+      self.keeper.start, note = started.record, started.note
       state = state_lib.started(
         self.model, self.optimizer, self.placement, started.variables
       )
@@ -193,138 +143,16 @@ class Learner:
       state = state_lib.initialise(
         self.model, self.optimizer, self.placement, self.run.seed
       )
-    progress = Progress(
+    progress = keeper_lib.Progress(
       state=state, reference=None, watch=alarms_lib.Watch(self.run.alarms)
     )
     if self.updater.needs_reference:
       progress.reference = _copied(progress.variables)
     return progress, note
 
-  def _restored(self) -> tuple[Progress, str]:
-    """The newest checkpoint that is good and has its rollout."""
-    notes, incomplete = [], []
-    for step in self.checkpoints.steps()[::-1]:
-      try:
-        found = self._restore(step, notes)
-      except pending_lib.PendingError as error:
-        incomplete.append(step)
-        notes.append(f"step {step} is passed over: {error}")
-      except checkpoint_lib.CheckpointError as error:
-        notes.append(f"step {step} is passed over: {error}")
-      else:
-        for lost in incomplete:  # its number is needed again
-          step_directory.StepDirectory(
-            self.workdir / workdir_lib.CHECKPOINTS
-          ).set_aside(lost)
-        return found
-      logging.warning("%s", notes[-1])
-    raise checkpoint_lib.CheckpointError(
-      f"no good step in {self.workdir / workdir_lib.CHECKPOINTS}:"
-      f" {'; '.join(notes)}"
-    )
-
-  def _restore(self, step: int, notes: list[str]) -> tuple[Progress, str]:
-    metadata = self.checkpoints.metadata(step)
-    rollout = None
-    if metadata["rollout"] is not None:
-      rollout = pending_lib.read(self.workdir, **metadata["rollout"])
-      self._digests[rollout.number] = metadata["rollout"]["digest"]
-    target = {"state": self.target}
-    if self.updater.needs_reference:
-      target["reference"] = {
-        "params": self.target.params,
-        "router_bias": self.target.router_bias,
-      }
-    restored = self.checkpoints.restore(target, step=step)
-    self._check_same(metadata)
-    self.start = metadata["start"]
-    self.saved = step
-    self._wall_before = metadata["wall_seconds"]
-    progress = Progress(
-      state=restored.arrays["state"],
-      reference=restored.arrays.get("reference"),
-      reference_step=metadata["reference_step"],
-      place=explorer_lib.Place(**metadata["place"]),
-      tokens=metadata["tokens"],
-      rollout=rollout,
-      rollout_step=metadata["rollout_step"],
-      examined=metadata["examined"],
-      watch=alarms_lib.Watch(self.run.alarms, metadata["watch"]),
-    )
-    words = [f"resumed at step {step:,}", *notes, *restored.notes]
-    return progress, "; ".join(words)
-
-  def _check_same(self, metadata: dict) -> None:
-    """Refuses to go on with other problems or another beginning."""
-    if metadata["problems"] != self.problems_digest:
-      raise observer.TrainingError(
-        f"workdir {self.workdir} was trained on problems with digest"
-        f" {metadata['problems'][:12]}, the same settings name"
-        f" {self.problems_digest[:12]} now: bring the old files back, or give"
-        " another --workdir"
-      )
-    if self.run.init is not None and metadata["start"] is not None:
-      starting.check_same(self.run.init, metadata["start"])
-
-  def save(self, progress: Progress) -> None:
-    """Starts saving a checkpoint."""
-    step, rollout = progress.step, self._waiting(progress)
-    kept = None
-    if rollout is not None:
-      # The file of a rollout never changes: one serves several checkpoints.
-      if rollout.number not in self._digests:
-        self._digests[rollout.number] = pending_lib.write(self.workdir, rollout)
-      digest = self._digests[rollout.number]
-      kept = {"number": rollout.number, "digest": digest}
-    arrays = {"state": progress.state}
-    if progress.reference is not None:
-      arrays["reference"] = progress.reference
-    metadata = {
-      "step": step,
-      "sequences": progress.place.problems,
-      "tokens": progress.tokens,
-      "wall_seconds": self.wall_seconds(),
-      "run": self.run.identity(),
-      "start": self.start,
-      "data": self.problems_digest,
-      "problems": self.problems_digest,
-      "place": progress.place._asdict(),
-      "reference_step": progress.reference_step,
-      "rollout": kept,
-      "rollout_step": progress.rollout_step,
-      "examined": progress.examined,
-      "watch": progress.watch.state(),
-    }
-    self.checkpoints.save(step, arrays, metadata)
-    self.saved = step
-    self._forget(step, rollout)
-
-  def _waiting(self, progress: Progress) -> pending_lib.Rollout | None:
-    """The rollout, if any of its answers were not learnt from yet."""
-    used = progress.step - progress.rollout_step
-    left = used < self.run.updates_per_rollout
-    return progress.rollout if left else None
-
-  def _forget(self, step: int, rollout: pending_lib.Rollout | None) -> None:
-    """Removes rollouts of checkpoints that are gone."""
-    self._needed[step] = None if rollout is None else rollout.number
-    for old in set(self.checkpoints.steps()) - self._needed.keys():
-      kept = self.checkpoints.metadata(old)["rollout"]
-      self._needed[old] = None if kept is None else kept["number"]
-    # The save has only begun: what the older steps need stays for now.
-    alive = {step, *self.checkpoints.steps()}
-    self._needed = {s: n for s, n in self._needed.items() if s in alive}
-    numbers = [n for n in self._needed.values() if n is not None]
-    pending_lib.keep_only(self.workdir, numbers)
-    self._digests = {n: d for n, d in self._digests.items() if n in numbers}
-
-  def wall_seconds(self) -> float:
-    """Seconds that this run has taken, earlier processes included."""
-    return self._wall_before + time.monotonic() - self._started
-
   # One rollout, and one step.
 
-  def explore(self, progress: Progress) -> None:
+  def explore(self, progress: keeper_lib.Progress) -> None:
     """Draws answers for the next steps, if none are left."""
     used = progress.step - progress.rollout_step
     if progress.rollout is not None and used < self.run.updates_per_rollout:
@@ -381,7 +209,7 @@ class Learner:
       return np.arange(n)
     return np.random.default_rng((self.run.seed, number)).permutation(n)
 
-  def _refresh(self, progress: Progress) -> None:
+  def _refresh(self, progress: keeper_lib.Progress) -> None:
     """Makes the policy the reference when its time has come (R1: 400)."""
     every = self.run.reference_every
     due = every and progress.step - progress.reference_step >= every
@@ -389,7 +217,7 @@ class Learner:
       progress.reference = _copied(progress.variables)
       progress.reference_step = progress.step
 
-  def take(self, progress: Progress) -> dict[str, Any]:
+  def take(self, progress: keeper_lib.Progress) -> dict[str, Any]:
     """Takes a step; returns its record."""
     run, step, rollout = self.run, progress.step, progress.rollout
     assert rollout is not None
@@ -425,7 +253,9 @@ class Learner:
       "tokens_per_second": rollout.facts["answer_tokens"] / max(generate, 1e-9),
     }
 
-  def examine(self, progress: Progress) -> examiner_lib.Examination | None:
+  def examine(
+    self, progress: keeper_lib.Progress
+  ) -> examiner_lib.Examination | None:
     """Examines the policy; None if there is nothing to examine it with."""
     progress.examined = progress.step
     if self.examiner is None:

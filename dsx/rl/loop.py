@@ -5,7 +5,7 @@ of its workdir, takes every step, examines the policy on held-out problems, and
 leaves `summary.json`, checkpoints, completions and `report/`.
 
 A run that was killed at any moment and gone on with ends as one that was not,
-bit for bit: everything that changes is in a checkpoint (`learner.Progress`),
+bit for bit: everything that changes is in a checkpoint (`keeper.Progress`),
 and every draw has a key that follows from its place.
 """
 
@@ -20,6 +20,7 @@ from typing import cast
 from dsx.parallel import sharding as sharding_lib
 from dsx.rl import alarms as alarms_lib
 from dsx.rl import completions
+from dsx.rl import keeper as keeper_lib
 from dsx.rl import learner as learner_lib
 from dsx.rl import observer as observer_lib
 from dsx.rl import reinforcement
@@ -70,7 +71,7 @@ def reinforce(
     ) as grader,
   ):
     learner = learner_lib.Learner(run, workdir, grader, mesh)
-    with learner.checkpoints:
+    with learner.keeper.checkpoints:
       return _reinforced(learner, resume_command)
 
 
@@ -89,9 +90,9 @@ def _reinforced(learner: learner_lib.Learner, resume_command: str):
   with show:
     show.say(learner.describe(note))
     ended = _steps(learner, progress, show)
-    if learner.saved != progress.step:
-      learner.save(progress)
-    learner.checkpoints.wait()
+    if learner.keeper.saved != progress.step:
+      learner.keeper.save(progress)
+    learner.keeper.checkpoints.wait()
     if ended:
       show.say(ended)
     summary = _summary(learner, progress, show, ended)
@@ -104,7 +105,7 @@ def _reinforced(learner: learner_lib.Learner, resume_command: str):
 
 def _steps(
   learner: learner_lib.Learner,
-  progress: learner_lib.Progress,
+  progress: keeper_lib.Progress,
   show: observer_lib.Observer,
 ) -> str:
   """Takes steps; returns why they ended early, or nothing."""
@@ -129,7 +130,7 @@ def _steps(
       else:
         stop = _examine_if_due(learner, progress, show) or stop
       if run.checkpoint_every and step % run.checkpoint_every == 0:
-        learner.save(progress)
+        learner.keeper.save(progress)
   return "" if progress.step == run.steps else stop
 
 
@@ -197,7 +198,7 @@ def _summary(learner, progress, show, ended: str) -> dict[str, Any]:
     "seconds_per_step": _number(show.last.get("seconds")),
     "alarms": ", ".join(f"{k} at step {v:,}" for k, v in raised.items())
     or None,
-    "wall_seconds": learner.wall_seconds(),
+    "wall_seconds": learner.keeper.wall_seconds(),
     "report": str(drawn[0]) if drawn else None,
     "state_digest": progress.digest() if finished else None,
   }

@@ -23,7 +23,7 @@ def main() -> None:
   def taken(self, progress):
     record = take(self, progress)
     if progress.step == 5:
-      self.checkpoints.wait()  # else step 4 may not be there yet
+      self.keeper.checkpoints.wait()  # else step 4 may not be there yet
       os.kill(os.getpid(), signal.SIGKILL)
     return record
 
