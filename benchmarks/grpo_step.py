@@ -46,7 +46,9 @@ class Side:
     """Starts it; what it has to load, it loads when first asked."""
     environment = dict(os.environ, GLIBC_TUNABLES=train_step.ALLOCATOR)
     environment |= {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    # Threads of PyTorch that wait for one another by spinning cost a busy
+    # machine a hundred times what they save it.
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     self.name = name
     self._process = subprocess.Popen(
       [
@@ -195,6 +197,7 @@ def measure(flags: argparse.Namespace) -> str:
       kl=flags.kl,
       attention=flags.attention,
       experts=flags.experts,
+      threads=flags.threads,
     )
     both = [Side(name, setting) for name in ("dsx", "trl")]
     try:
@@ -223,9 +226,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--longest", type=int, default=64, help="answer, tokens")
   parser.add_argument("--kl", type=float, default=0.001)
   parser.add_argument("--learning_steps", type=int, default=200)
-  parser.add_argument("--attention", choices=("eager", "sdpa"), help="of trl")
+  for name, choices in (
+    ("attention", sides.ATTENTION),
+    ("experts", sides.EXPERTS),
+  ):
+    words = "of trl's model; by default the fastest"
+    parser.add_argument(f"--{name}", choices=choices, help=words)
   parser.add_argument(
-    "--experts", choices=("eager", "grouped_mm"), help="of trl"
+    "--threads", type=int, help="of PyTorch; by default the fastest number"
   )
   parser.add_argument("--record", action="store_true")
   return parser.parse_args(arguments)

@@ -5,6 +5,7 @@ and writes what each took as one line of JSON; it ends with its input. trl owns
 its loop, so its turns are taken in a callback.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import importlib
@@ -15,11 +16,16 @@ import sys
 import tempfile
 import time
 from typing import Any
+import warnings
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 GIN_FILE = "gin_configs/rl/r1_zero_tiny.gin"
+ATTENTION = ("sdpa", "eager")
+EXPERTS = ("grouped_mm", "eager")
 PHASES = ("generate", "score", "recompute", "update")
+
+_PROMPT = 8  # tokens, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,7 @@ class Setting:
     learning_rate: of a step.
     attention: trl's model's attention; None for the fastest.
     experts: likewise, how its experts are computed.
+    threads: likewise, of PyTorch.
   """
 
   weights: str
@@ -45,6 +52,7 @@ class Setting:
   learning_rate: float = 1e-6
   attention: str | None = None
   experts: str | None = None
+  threads: int | None = None
 
   @functools.cached_property
   def run(self):
@@ -52,7 +60,11 @@ class Setting:
     from experiments import configuration
 
     target = "dsx.rl.reinforcement.Reinforcement"
+    row = 1 << (self.longest + _PROMPT).bit_length()
     bindings = {
+      # One shape for all steps, and batches that fit into a core's cache.
+      "update.Settings.row_length": row,
+      "update.Settings.micro_batch_tokens": max(row, 2048),
       "start.Start.path": self.weights,
       "objective.Objective.kl_coefficient": self.kl,
       "sampling.Sampling.max_new_tokens": self.longest,
@@ -106,7 +118,7 @@ def dsx(setting: Setting, turns: Turns) -> None:
     rewards.Grader(run.rewards, opened=opened) as grader,
   ):
     learner = learner_lib.Learner(run, pathlib.Path(workdir), grader, mesh)
-    with learner.checkpoints:
+    with learner.keeper.checkpoints:
       progress, _ = learner.begin()
       going = turns.wait()
       while going:
@@ -125,43 +137,68 @@ def dsx(setting: Setting, turns: Turns) -> None:
 
 
 def trl(setting: Setting, turns: Turns) -> None:
-  """Steps of trl's `GRPOTrainer`, in the fastest of its model's settings."""
-  if setting.attention is None or setting.experts is None:
-    setting = _fastest(setting)
+  """Steps of trl's `GRPOTrainer`, in the fastest of its settings."""
+  setting = _fastest(setting)
   if turns.wait():
     with tempfile.TemporaryDirectory() as folder:
       _trl(setting, folder, turns.took)
 
 
 def _fastest(setting: Setting) -> Setting:
-  """The setting with the attention and experts that are fastest here."""
+  """The setting with what it leaves open as it is fastest here.
+
+  First attention and experts on one thread, which suits a model of this size,
+  then more threads with the best of them.
+  """
+  first = setting.threads or 1
+  best = _faster(
+    dataclasses.replace(setting, attention=a, experts=e, threads=first)
+    for a in ([setting.attention] if setting.attention else ATTENTION)
+    for e in ([setting.experts] if setting.experts else EXPERTS)
+  )
+  if setting.threads:
+    return best
+  cores = len(os.sched_getaffinity(0))
+  threads = sorted({1, max(cores // 2, 1), cores})
+  return _faster(dataclasses.replace(best, threads=n) for n in threads)
+
+
+def _faster(settings: Iterable[Setting]) -> Setting:
+  """The one whose second step takes the least time."""
+  found = list(settings)
+  if len(found) == 1:
+    return found[0]
   seconds = {}
-  for attention in ("eager", "sdpa"):
-    for experts in ("eager", "grouped_mm"):
-      taken = []
+  for one in found:
+    taken = []
 
-      def took(facts, taken=taken):
-        taken.append(facts["seconds"])
-        return len(taken) < 2
+    def took(facts, taken=taken):
+      taken.append(facts["seconds"])
+      return len(taken) < 2
 
-      one = dataclasses.replace(setting, attention=attention, experts=experts)
-      with tempfile.TemporaryDirectory() as folder:
-        _trl(one, folder, took)
-      seconds[one] = taken[-1]
-      print(f"trl, {attention}, {experts}: {taken[-1]:.1f} s", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+      _trl(one, folder, took)
+    seconds[one] = taken[-1]
+    words = f"trl, {one.attention}, {one.experts}, {one.threads} thread(s)"
+    print(f"{words}: {taken[-1]:.2f} s", file=sys.stderr, flush=True)
   return min(seconds, key=seconds.__getitem__)
 
 
 def _trl(setting: Setting, folder: str, took) -> None:
   """Trains until `took`, which is told of every step, says to stop."""
   import datasets
+  import torch
   import transformers
 
   from dsx.data import vocab as vocab_lib
   from dsx.rl import curriculum
   from dsx.rl import rewards
 
+  warnings.filterwarnings("ignore", category=FutureWarning)
   transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
+  if setting.threads:
+    torch.set_num_threads(setting.threads)
   run, vocabulary = setting.run, vocab_lib.ByteVocabulary()
   problems = run.problems.train()
   problems = curriculum.Curriculum(problems, run.seed).take(0, len(problems))
@@ -219,7 +256,9 @@ def _trl(setting: Setting, folder: str, took) -> None:
         facts["recompute"] = clock["rollout"] - sum(facts.values())
         facts["update"] = seconds - clock["rollout"]
         clock.clear()
-        going = took(facts | counts | {"seconds": seconds})
+        threads = float(torch.get_num_threads())
+        took_all = {"seconds": seconds, "threads": threads}
+        going = took(facts | counts | took_all)
         control.should_training_stop = not going
         self.began = time.perf_counter()
 
