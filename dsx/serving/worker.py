@@ -220,14 +220,17 @@ class Worker:
     """One step of the engine, and what came of it to whom it belongs."""
     if self._engine is None:
       return
+    updates = []
     if self._engine.busy:
       self._step_began = time.monotonic()
       try:
         updates = self._engine.step()
       finally:
         self._step_began = None
-      self._hand_out(updates)
+    # Before anybody hears of it: who has the last of an answer may ask for the
+    # health at once, and its sequence is not running any more.
     self._stats = self._engine.stats
+    self._hand_out(updates)
 
   def _hand_out(self, updates) -> None:
     posts: dict[mailbox_lib.Mailbox, list] = {}
@@ -252,11 +255,12 @@ class Worker:
       status=500,
       code="engine_failed",
     )
-    for mailbox, key in self._owners.values():
-      mailbox.deliver([(key, told)])
+    owners = list(self._owners.values())
     self._owners.clear()
     self._numbers.clear()
     self._engine = self._stats = None
+    for mailbox, key in owners:
+      mailbox.deliver([(key, told)])
 
   def _rebuild(self) -> None:
     """Tries to make an engine where there is none."""

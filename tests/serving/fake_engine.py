@@ -45,7 +45,14 @@ class FakeEngine:
     cancelled: numbers of requests that were.
   """
 
-  def __init__(self, answer="spam", *, context=64, slots=4, per_step=2):
+  def __init__(
+    self,
+    answer: str | list[int] = "spam",
+    *,
+    context=64,
+    slots=4,
+    per_step=2,
+  ):
     if isinstance(answer, str):
       answer = VOCABULARY.encode(answer)
     self.answer = answer

@@ -1,11 +1,15 @@
 """The thread that owns the engine, from the event loop's side."""
 
 import asyncio
+import contextlib
+from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from dsx.inference import request as request_lib
 from dsx.inference import sampling
+from dsx.serving import mailbox as mailbox_lib
 from dsx.serving import refusal
 from dsx.serving import worker as worker_lib
 from tests.serving import fake_engine
@@ -26,7 +30,7 @@ async def _answer(mailbox):
   return said
 
 
-class WorkerTest(absltest.TestCase):
+class WorkerTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.engines = []
@@ -83,6 +87,30 @@ class WorkerTest(absltest.TestCase):
     self.assertEqual(asyncio.run(ask()), {0: ([1, 2, 3, 1], "length")})
     self.assertLen(engine.cancelled, 3)
     self.assertFalse(engine.busy)
+
+  @parameterized.parameters(False, True)
+  def test_whoever_hears_the_last_finds_nothing_running(self, broken):
+    self.worker.start()
+    if broken:
+      self.engines[0].broken = RuntimeError("out of memory")
+    running = []
+    deliver = mailbox_lib.Mailbox.deliver
+
+    def at_delivery(mailbox, news):
+      running.append(self.worker.health.running)
+      deliver(mailbox, news)
+
+    async def ask():
+      mailbox = self.worker.open()
+      mailbox.submit(0, _request(7))
+      while mailbox.open:
+        with contextlib.suppress(refusal.Refusal):
+          await mailbox.get()
+
+    with mock.patch.object(mailbox_lib.Mailbox, "deliver", at_delivery):
+      asyncio.run(ask())
+    # Two steps of two tokens, or one that fails before any other.
+    self.assertEqual(running, [0] if broken else [1, 0])
 
   def test_a_refused_request_is_the_clients_fault(self):
     self.worker.start()
