@@ -33,7 +33,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import fp8_page
 from benchmarks import grpo_step_sides as sides
 from benchmarks import report
-from benchmarks import train_step
 
 SECTION = "grpo"
 MODEL = "r1_tiny"
@@ -44,8 +43,8 @@ class Side:
 
   def __init__(self, name: str, setting: sides.Setting):
     """Starts it; what it has to load, it loads when first asked."""
-    environment = dict(os.environ, GLIBC_TUNABLES=train_step.ALLOCATOR)
-    environment |= {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    environment["TOKENIZERS_PARALLELISM"] = "false"
     # Threads of PyTorch that wait for one another by spinning cost a busy
     # machine a hundred times what they save it.
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -66,7 +66,7 @@ PAIRS = (
 SAMPLING = sampling_lib.Sampling(temperature=1.0, max_new_tokens=48)
 # Sums of another order, a product the other way round: what float32 leaves of
 # log-probabilities down to -20. A wrong expert makes a thousand times as much.
-ROUNDING = 1e-4
+ROUNDING = 5e-5
 HEADER: str = "sampler,trainer,drafts,replay,max,mean,k3,over 0.1,experts"
 
 
