@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -49,7 +50,9 @@ def initialise(
 ) -> None:
   """Joins the other processes; does nothing for a run of one process.
 
-  From then on a lost process ends all others, see `liveness`.
+  From then on a lost process ends all others, see `liveness`, and SIGTERM ends
+  none, but asks all to stop, see `stop_agreed`: also before the first step, and
+  when it comes late to one that is saving with the others.
 
   Args:
     coordinator_address: host:port of process 0, or None.
@@ -73,6 +76,8 @@ def initialise(
     address = relay.address
   # XLA's own CPU collectives do not cross processes.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # It would take SIGTERM, and cannot be used: see `training.preemption`.
+  jax.config.update("jax_enable_preemption_service", False)
   timing = timing or liveness.Timing()
   with _patience(meeting, relay, timing.meet_seconds):
     jax.distributed.initialize(
@@ -145,6 +150,9 @@ def _begin_watch(meeting: cluster.Meeting, timing: liveness.Timing) -> None:
     watch.join(stream, word["token"], word["host"])
   watch.joined.wait(timing.join_seconds)
   _watch = watch
+  signal.signal(
+    signal.SIGTERM, lambda number, frame: watch.ask_to_stop("SIGTERM")
+  )
   # Runs before what JAX has registered for the end.
   atexit.register(_leave)
 
@@ -168,6 +176,34 @@ def arrived(where: str) -> None:
   """
   if _watch is not None:
     _watch.arrived(where)
+
+
+def ask_to_stop(why: str) -> None:
+  """Asks all processes to stop at one place; fit for a signal's handler."""
+  if _watch is not None:
+    _watch.ask_to_stop(why)
+
+
+def stop_agreed() -> str | None:
+  """Whether all processes stop here; to be called at the same places in all.
+
+  Returns:
+    Why: what was given to `ask_to_stop` in one of them, or "SIGTERM"; None to
+    go on.
+
+  Raises:
+    ValueError: there are several processes and `initialise` has not made them
+      meet.
+  """
+  if _watch is not None:
+    return _watch.agreement.passed()
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"{jax.process_count()} processes that cannot agree on where to stop: "
+      "expected them to have met through distributed.initialise; call that "
+      "instead of jax.distributed.initialize"
+    )
+  return None
 
 
 def compiled(function, *arguments):

@@ -8,9 +8,13 @@ lost when its connection breaks (it was killed), when nothing is heard of it
 not come to a step at which the others wait. What process 0 finds it tells all;
 each says so in one line and ends with the exit code `LOST`, whatever its main
 thread is waiting for.
+
+What the processes have to say to each other about stopping goes the same way,
+see `agreement`.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import hmac
 import os
@@ -20,6 +24,7 @@ import sys
 import threading
 import time
 
+from dsx.parallel import agreement as agreement_lib
 from dsx.parallel import lines
 
 # The exit code of a process that ends because another one was lost: EX_TEMPFAIL
@@ -93,6 +98,7 @@ class Watch:
     process: this process's index.
     loss: who was lost, or None.
     joined: set when all processes have joined, and all will be told of a loss.
+    agreement: this process's part in where all stop.
   """
 
   def __init__(
@@ -115,6 +121,7 @@ class Watch:
     self.process = process
     self.loss: Loss | None = None
     self.joined = threading.Event()
+    self.agreement = agreement_lib.Agreement(process, count)
     self._timing = timing
     self._on_loss = on_loss
     self._myself = _Peer(process=process, host=place(), heard=0.0)
@@ -123,6 +130,7 @@ class Watch:
     self._peers: dict[lines.Connection, _Peer | None] = {}
     self._selector = selectors.DefaultSelector()
     self._wakes, self._woken = socket.socketpair()
+    self._wakes.setblocking(False)
     self._selector.register(self._woken, selectors.EVENT_READ, None)
     self._listener: socket.socket | None = None
     self._started = time.monotonic()
@@ -165,6 +173,11 @@ class Watch:
     self._myself.where = where
     self._myself.at += 1
 
+  def ask_to_stop(self, why: str) -> None:
+    """Asks all processes to stop at one place; fit for a signal's handler."""
+    self.agreement.ask(why)
+    self._wake()
+
   def failed(self, why: str) -> None:
     """Tells the others that this process ends, and stops watching them."""
     self._say_last({"failed": why})
@@ -181,13 +194,18 @@ class Watch:
     if not self._thread.is_alive():
       return
     self._last_words = words
-    self._wakes.send(b"!")
+    self._wake()
     self._thread.join(self._timing.silence_seconds)
+
+  def _wake(self) -> None:
+    """Has the thread look up now."""
+    with contextlib.suppress(BlockingIOError):  # it is about to, then
+      self._wakes.send(b"!")
 
   # What the thread does.
 
   def _run(self) -> None:
-    beat, awake = 0.0, time.monotonic()
+    beat, awake, word = 0.0, time.monotonic(), None
     while self.loss is None and self._last_words is None:
       for key, _ in self._selector.select(self._timing.beat_seconds / 4):
         self._read(key)
@@ -195,9 +213,11 @@ class Watch:
       if now - awake > 2 * self._timing.beat_seconds:
         self._excuse(now - awake, now)
       awake = now
-      if now - beat >= self._timing.beat_seconds:
+      before, word = word, self.agreement.word()
+      if now - beat >= self._timing.beat_seconds or word != before:
         beat = now
-        self._tell({"at": self._myself.at, "where": self._myself.where})
+        me = self._myself
+        self._tell({"at": me.at, "where": me.where, "stop": word})
       if self.loss is None:
         self.loss = self._overdue(now) or self._hanging(now)
     if self.loss is not None:
@@ -229,6 +249,8 @@ class Watch:
     if key.fileobj is self._listener and self._listener is not None:
       stream, _ = self._listener.accept()
       self._add(lines.Connection(stream), None)
+    elif key.fileobj is self._woken:
+      self._woken.recv(1)
     elif isinstance(key.data, lines.Connection):
       for message in key.data.receive():
         if key.data in self._peers:
@@ -254,8 +276,11 @@ class Watch:
       self.joined.set()
     elif "bye" in message:
       self._drop(connection)
-    elif message.get("at", peer.at) != peer.at:
-      peer.at, peer.where, peer.behind = message["at"], message["where"], None
+    else:
+      if message.get("at", peer.at) != peer.at:
+        peer.at, peer.where, peer.behind = message["at"], message["where"], None
+      if message.get("stop"):
+        self.agreement.heed(peer.process, message["stop"])
 
   def _greet(self, connection: lines.Connection, hello: dict) -> None:
     """Takes a newcomer in, or turns a stranger away."""

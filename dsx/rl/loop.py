@@ -116,7 +116,7 @@ def _steps(
       show.doing("compiling")
     while progress.step < run.steps and not stop:
       learner.explore(progress)
-      if preemption.requested(progress.step):
+      if preemption.requested():
         # Drawing takes longest: the answers are saved, to be learnt from later.
         stop = _stopped(preemption, progress.step)
         break
@@ -125,7 +125,7 @@ def _steps(
       record["skipped"] = int(progress.state.skipped)
       show.took(record)
       stop = _alarm(progress, show, progress.watch.trained(record))
-      if preemption.requested(step):
+      if preemption.requested():
         stop = _stopped(preemption, step)
       else:
         stop = _examine_if_due(learner, progress, show) or stop

@@ -214,7 +214,7 @@ class _Trainer:
         if run.checkpoint_every and step % run.checkpoint_every == 0:
           self._save(state, step)
           saved = step
-        if preemption.requested(step) and step < total:
+        if preemption.requested() and step < total:
           print(f"stopped after step {step:,}; to go on: {resume_command}")
           break
     if saved != step:

@@ -103,7 +103,7 @@ def _steps(
         with show.pause():
           seen = health.measure(step, state, batch, scalars)
         show.note(seen, fp8_health.warning(seen))
-      stopping = preemption.requested(step)
+      stopping = preemption.requested()
       last = stopping or step == trainer.total_steps
       if run.evaluate_every and step % run.evaluate_every == 0 and not last:
         show.flush()

@@ -1,6 +1,8 @@
 """The watch over processes: every way to be lost, and everybody named."""
 
+from concurrent import futures
 import dataclasses
+import json
 import queue
 import socket
 import time
@@ -203,6 +205,43 @@ class WatchTest(parameterized.TestCase):
     self._greeted(self._pretend(2))
     # Process 1 has been silent for longer.
     self.assertStartsWith(self._lines(1)[0], "process 2 on far (pid 3)")
+
+  @parameterized.parameters(0, 1, 2)
+  def test_all_stop_at_one_place(self, asked):
+    watches = [self._serve(3), self._join(1, 3), self._join(2, 3)]
+    self._all_joined(watches)
+
+    def walk(watch):
+      places = 1
+      while not (why := watch.agreement.passed()):
+        places += 1
+      return places, why
+
+    with futures.ThreadPoolExecutor(3) as pool:
+      walks = [pool.submit(walk, watch) for watch in watches]
+      for _ in range(3):
+        watches[asked].ask_to_stop("a signal")
+      (said,) = {each.result(_LIMIT) for each in walks}
+    self.assertEqual(said[1], "a signal")
+
+  def test_a_word_that_was_lost_is_said_again(self):
+    watch = self._serve(2)
+    other = self._pretend(1)
+    self._all_joined([watch])
+    watch.ask_to_stop("a signal")
+
+    def hear(word):
+      other.stream.setblocking(True)
+      other.stream.settimeout(_LIMIT)
+      with other.stream.makefile("rb") as said:
+        while json.loads(said.readline()).get("stop") != word:
+          pass
+
+    for _ in range(2):
+      hear({"hold": "a signal"})
+    other.send({"at": 0, "where": "far", "stop": {"passed": 4}})
+    for _ in range(2):
+      hear({"place": 5, "why": "a signal"})
 
   @parameterized.named_parameters(
     ("wrong_token", b'{"token": "guessed", "process": 1, "host": "evil"}\n'),

@@ -12,17 +12,17 @@ class PreemptionTest(parameterized.TestCase):
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_is_noted(self, number):
     with preemption.Preemption() as stop:
-      self.assertFalse(stop.requested(0))
+      self.assertFalse(stop.requested())
       self.assertIsNone(stop.signal)
       signal.raise_signal(number)
-      self.assertTrue(stop.requested(1))
-      self.assertTrue(stop.requested(2))
+      self.assertTrue(stop.requested())
+      self.assertTrue(stop.requested())
       self.assertIs(stop.signal, number)
 
   def test_second_interrupt_is_obeyed(self):
     with preemption.Preemption() as stop, self.assertRaises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
-      self.assertTrue(stop.requested(0))
+      self.assertTrue(stop.requested())
       signal.raise_signal(signal.SIGINT)
 
   def test_second_sigterm_is_not(self):
