@@ -119,7 +119,7 @@ class Engine:
       self.weights = (
         variables
         if isinstance(variables, weights.Weights)
-        else weights.Weights(self._model, variables)
+        else weights.Weights(self._model, variables, mesh)
       )
       self._pool = cache.empty_pages(
         config,

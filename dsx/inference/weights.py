@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dsx.models import decoder
 from dsx.models import layout
+from dsx.parallel import sharding as sharding_lib
 
 
 class Weights:
@@ -23,18 +24,32 @@ class Weights:
     arrays: the variables.
   """
 
-  def __init__(self, model: decoder.Decoder, variables):
+  def __init__(
+    self,
+    model: decoder.Decoder,
+    variables,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
     """Lays out the first variables, which say what all others have to be.
 
     Args:
       model: the model.
       variables: of the model, in either layout.
+      mesh: where they are; what is nowhere in particular (a table of experts'
+        places, say) goes to all its devices.
     """
     self._model = model
     self._types = _Types(_shapes(variables, model))
     self._seen = {_signature(variables)}
     arrays = _laid_out(variables, model, self._types)
-    self._places = jax.tree.map(lambda x: x.sharding, arrays)
+    self._places = jax.tree.map(
+      lambda x: (
+        x.sharding
+        if mesh is None or x.committed
+        else sharding_lib.replicated(mesh)
+      ),
+      arrays,
+    )
     self.arrays = jax.device_put(arrays, self._places)
 
   def load(self, variables) -> None:
